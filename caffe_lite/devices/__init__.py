@@ -7,6 +7,7 @@ import functools
 from caffe_lite.devices.base import Buffer, ConvolutionGeometry, Device, MemoryInfo, Tape
 from caffe_lite.devices.host import HostDevice
 from caffe_lite.devices.tape import Program
+from caffe_lite.errors import DeviceError
 
 __all__ = [
     "Buffer",
@@ -17,6 +18,8 @@ __all__ = [
     "Program",
     "Tape",
     "host_device",
+    "set_mode_cpu",
+    "set_mode_gpu",
 ]
 
 
@@ -24,3 +27,12 @@ __all__ = [
 def host_device() -> HostDevice:
     """Return the CPU, as the device that all nets of this process share."""
     return HostDevice()
+
+
+def set_mode_cpu() -> None:
+    """Build the nets from here on for the CPU, which is where they are built anyway."""
+
+
+def set_mode_gpu() -> None:
+    """Raise `DeviceError`: this version has no CUDA device."""
+    raise DeviceError("this version of caffe_lite computes on the CPU only. Call set_mode_cpu() instead.")

@@ -52,82 +52,126 @@ struct Sizes {
   bool pointwise;  // the columns are the image itself
 };
 
-// Walks the rows (along the last axis) of one kernel tap: calls visit(column, image, valid range) for each output row.
-// `column` is the row's offset among the columns of this block, `image` that of the output position 0 in the image.
+// The output positions along one axis whose input, under one kernel tap, lies inside the image.
+struct Span {
+  int64_t begin, end;
+};
+
+// How one kernel tap, which is one row of the columns, looks at the image.
 struct Tap {
-  Tap(const Convolution& c, int64_t tap) : conv(c) {
-    for (int axis = c.axes - 1; axis >= 0; --axis) {
+  Tap(const Convolution& c, int64_t tap) : conv(c), last(c.axes - 1) {
+    for (int axis = last; axis >= 0; --axis) {
       offset[axis] = (int)(tap % c.kernel[axis]) * c.dilation[axis] - c.pad[axis];
       tap /= c.kernel[axis];
     }
-    const int last = c.axes - 1, stride = c.stride[last], width = c.in_shape[last], out = c.out_shape[last];
-    first = offset[last] >= 0 ? 0 : std::min(out, (-offset[last] + stride - 1) / stride);
-    end = offset[last] >= width ? first : std::max(first, std::min(out, (width - offset[last] + stride - 1) / stride));
+    across = span(last);
+    down = last > 0 ? span(last - 1) : Span{0, 1};
   }
 
-  template <typename Visit>
-  void rows(int64_t begin, int64_t finish, Visit visit) const {
-    const int last = conv.axes - 1;
-    int at[kMaxAxes];
-    int64_t rest = begin;
-    for (int axis = last - 1; axis >= 0; --axis) {
-      at[axis] = (int)(rest % conv.out_shape[axis]);
-      rest /= conv.out_shape[axis];
-    }
-    for (int64_t row = begin; row < finish; ++row) {
+  Span span(int axis) const {
+    const int64_t stride = conv.stride[axis], size = conv.in_shape[axis], out = conv.out_shape[axis];
+    const int64_t begin = offset[axis] >= 0 ? 0 : std::min(out, (-offset[axis] + stride - 1) / stride);
+    const int64_t end = offset[axis] >= size ? 0 : std::min(out, (size - offset[axis] + stride - 1) / stride);
+    return {begin, std::max(begin, end)};
+  }
+
+  // Cuts the output rows [begin, end) into runs: padding(row, rows) where all is zero, and lines(row, rows, image) where
+  // the rows see lines of the image that lie stride * width apart.  `row` counts from `begin`; `image` is the offset in
+  // the image of the (perhaps absent) output position 0 of the run's first row.
+  template <typename Padding, typename Lines>
+  void walk(int64_t begin, int64_t end, Padding padding, Lines lines) const {
+    const int64_t height = last > 0 ? conv.out_shape[last - 1] : 1;
+    for (int64_t row = begin; row < end;) {
+      const int64_t top = row / height * height, next = std::min(end, top + height);
       int64_t image = 0;
-      bool inside = true;
-      for (int axis = 0; axis < last; ++axis) {
-        const int position = at[axis] * conv.stride[axis] + offset[axis];
-        inside &= position >= 0 && position < conv.in_shape[axis];
-        image = image * conv.in_shape[axis] + position;
+      if (!outer(row / height, &image)) {
+        padding(row - begin, next - row);
+      } else {
+        const int64_t first = std::min(std::max(row, top + down.begin), next);
+        const int64_t past = std::max(first, std::min(next, top + down.end));
+        if (first > row) padding(row - begin, first - row);
+        if (past > first) lines(first - begin, past - first, image + line(first - top) + offset[last]);
+        if (next > past) padding(past - begin, next - past);
       }
-      image = image * conv.in_shape[last] + offset[last];
-      visit((row - begin) * conv.out_shape[last], image, inside ? first : 0, inside ? end : 0);
-      for (int axis = last - 1; axis >= 0 && ++at[axis] == conv.out_shape[axis]; --axis) at[axis] = 0;
+      row = next;
     }
+  }
+
+  // The image's offset of an output line, without the axes outside of it.
+  int64_t line(int64_t at) const {
+    return last > 0 ? (at * conv.stride[last - 1] + offset[last - 1]) * conv.in_shape[last] : 0;
+  }
+
+  // The image's offset of plane number `plane` of the output; false if it lies in the padding.
+  bool outer(int64_t plane, int64_t* image) const {
+    int64_t pitch = last > 0 ? (int64_t)conv.in_shape[last] * conv.in_shape[last - 1] : 0;
+    for (int axis = last - 2; axis >= 0; --axis) {
+      const int64_t at = plane % conv.out_shape[axis] * conv.stride[axis] + offset[axis];
+      if (at < 0 || at >= conv.in_shape[axis]) return false;
+      *image += at * pitch;
+      pitch *= conv.in_shape[axis];
+      plane /= conv.out_shape[axis];
+    }
+    return true;
   }
 
   const Convolution& conv;
+  const int last;
   int offset[kMaxAxes];
-  int first, end;  // the output positions along the last axis whose input lies inside the image
+  Span across, down;
 };
 
-// memcpy for the short rows of small images, without a call.
+// memcpy and += for the short rows of small images, eight at a time and without a call.
 inline void copy_row(float* target, const float* source, int64_t n) {
   for (; n >= 8; n -= 8, target += 8, source += 8) __builtin_memcpy(target, source, 8 * sizeof(float));
   for (; n > 0; --n) *target++ = *source++;
+}
+inline void add_row(float* __restrict__ target, const float* __restrict__ source, int64_t n) {
+  for (; n >= 8; n -= 8, target += 8, source += 8)
+    for (int i = 0; i < 8; ++i) target[i] += source[i];
+  for (; n > 0; --n) *target++ += *source++;
 }
 
 // Unrolls rows [k_begin, k_end) of the columns for output rows [row_begin, row_end).
 void im2col(const Convolution& c, const Sizes& s, const float* image, int64_t k_begin, int64_t k_end,
             int64_t row_begin, int64_t row_end, float* columns) {
-  const int stride = c.stride[c.axes - 1];
-  const int64_t width = s.out_width, block = (row_end - row_begin) * width;
-  for (int64_t k = k_begin; k < k_end; ++k, columns += block) {
+  const int64_t stride = c.stride[c.axes - 1], width = s.out_width;
+  const int64_t pitch = c.axes > 1 ? (int64_t)c.in_shape[c.axes - 1] * c.stride[c.axes - 2] : 0;
+  for (int64_t k = k_begin; k < k_end; ++k, columns += (row_end - row_begin) * width) {
     const float* plane = image + k / s.kernel_volume * s.in_volume;
-    Tap(c, k % s.kernel_volume).rows(row_begin, row_end, [&](int64_t column, int64_t source, int first, int end) {
-      float* row = columns + column;
-      for (int64_t i = 0; i < first; ++i) row[i] = 0;
-      if (stride == 1) copy_row(row + first, plane + source + first, end - first);
-      else
-        for (int64_t i = first; i < end; ++i) row[i] = plane[source + i * stride];
-      for (int64_t i = std::max(first, end); i < width; ++i) row[i] = 0;
+    const Tap tap(c, k % s.kernel_volume);
+    const Span in = tap.across;
+    const auto padding = [&](int64_t row, int64_t rows) { std::fill_n(columns + row * width, rows * width, 0.0f); };
+    tap.walk(row_begin, row_end, padding, [&](int64_t row, int64_t rows, int64_t offset) {
+      float* target = columns + row * width;
+      const float* source = plane + offset;
+      for (; rows > 0; --rows, target += width, source += pitch) {
+        for (int64_t i = 0; i < in.begin; ++i) target[i] = 0;
+        if (stride == 1) copy_row(target + in.begin, source + in.begin, in.end - in.begin);
+        else
+          for (int64_t i = in.begin; i < in.end; ++i) target[i] = source[i * stride];
+        for (int64_t i = in.end; i < width; ++i) target[i] = 0;
+      }
     });
   }
 }
 
-// Adds all columns of the rows [k_begin, k_end) to the image they came from.
+// Adds the rows [k_begin, k_end) of all columns to the image they came from.
 void col2im(const Convolution& c, const Sizes& s, const float* columns, int64_t k_begin, int64_t k_end, float* image) {
-  const int stride = c.stride[c.axes - 1];
+  const int64_t stride = c.stride[c.axes - 1], width = s.out_width;
+  const int64_t pitch = c.axes > 1 ? (int64_t)c.in_shape[c.axes - 1] * c.stride[c.axes - 2] : 0;
   for (int64_t k = k_begin; k < k_end; ++k, columns += s.out_volume) {
     float* plane = image + k / s.kernel_volume * s.in_volume;
-    Tap(c, k % s.kernel_volume).rows(0, s.out_rows, [&](int64_t column, int64_t target, int first, int end) {
-      const float* row = columns + column;
-      if (stride == 1)
-        for (int64_t i = first; i < end; ++i) plane[target + i] += row[i];
-      else
-        for (int64_t i = first; i < end; ++i) plane[target + i * stride] += row[i];
+    const Tap tap(c, k % s.kernel_volume);
+    const Span in = tap.across;
+    tap.walk(0, s.out_rows, [](int64_t, int64_t) {}, [&](int64_t row, int64_t rows, int64_t offset) {
+      const float* source = columns + row * width;
+      float* target = plane + offset;
+      for (; rows > 0; --rows, source += width, target += pitch) {
+        if (stride == 1) add_row(target + in.begin, source + in.begin, in.end - in.begin);
+        else
+          for (int64_t i = in.begin; i < in.end; ++i) target[i * stride] += source[i];
+      }
     });
   }
 }

@@ -1,0 +1,246 @@
+"""Pooling against the original, a float64 definition, difference quotients and a matrix drawn by hand."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from caffe_lite.errors import NetError, ShapeError
+
+from .harness import (
+    Array,
+    assert_close,
+    check_gradient,
+    check_layer,
+    check_reference,
+    distinct,
+    reference_names,
+    run_layer,
+)
+
+
+def pooling(options: str, extra: str = "") -> str:
+    return f'type: "Pooling" {extra} pooling_param {{ {options} }}'
+
+
+def windows(shape, kernel, stride, pad, ceil):
+    """Yield (ph, pw, rows, columns, divisor) of every window, from the sentences of the layer's docstring."""
+    counts = []
+    for size, k, s, p in zip(shape, kernel, stride, pad, strict=True):
+        exact = (size + 2 * p - k) / s
+        count = (math.ceil(exact) if ceil else math.floor(exact)) + 1
+        if p and (count - 1) * s >= size + p:
+            count -= 1
+        counts.append(count)
+    for place in itertools.product(*map(range, counts)):
+        axes, divisor = [], 1
+        for at, size, k, s, p in zip(place, shape, kernel, stride, pad, strict=True):
+            begin = at * s - p
+            axes.append([i for i in range(begin, begin + k) if 0 <= i < size])
+            divisor *= len([i for i in range(begin, begin + k) if i < size + p])
+        yield *place, *axes, divisor
+
+
+def define(kind, kernel=None, stride=(1, 1), pad=(0, 0), ceil=True, mask=False):
+    """Return the definition of a pooling layer for `check_layer`: loops over windows, nothing else."""
+
+    def definition(bottoms: list[Array], params: list[Array]) -> list[Array]:
+        x = bottoms[0]
+        height, width = x.shape[2:]
+        found = list(windows((height, width), kernel or (height, width), stride, pad, ceil))
+        top = np.zeros((*x.shape[:2], found[-1][0] + 1, found[-1][1] + 1))
+        where = np.zeros_like(top)
+        for n, c in np.ndindex(*x.shape[:2]):
+            for ph, pw, rows, columns, divisor in found:
+                values = [(x[n, c, h, w], h * width + w) for h in rows for w in columns]
+                if kind == "AVE":
+                    top[n, c, ph, pw] = sum(value for value, _ in values) / divisor
+                else:
+                    top[n, c, ph, pw], where[n, c, ph, pw] = max(values)
+        return [top, where] if mask else [top]
+
+    return definition
+
+
+# kernel, stride, pad, ceil, (height, width): no two alike, so that a mixed-up axis or a forgotten option shows
+SETTINGS = {
+    "2x2 tiles": ((2, 2), (2, 2), (0, 0), True, (6, 10)),
+    "2x2 clipped": ((2, 2), (2, 2), (0, 0), True, (5, 8)),
+    "2x2 floor leaves a row over": ((2, 2), (2, 2), (0, 0), False, (5, 7)),
+    "3x3 overlapping, clipped": ((3, 3), (2, 2), (0, 0), True, (8, 7)),
+    "3x3 padded, last window left out": ((3, 3), (2, 2), (1, 1), True, (6, 9)),
+    "3x3 stride 1 padded": ((3, 3), (1, 1), (1, 1), True, (4, 5)),
+    "3x3 stride 3 by 1": ((3, 3), (3, 1), (2, 1), False, (7, 19)),
+    "larger than the plane": ((3, 3), (2, 2), (0, 0), True, (2, 2)),
+    "rectangular": ((3, 2), (1, 3), (2, 1), True, (5, 11)),
+    "gaps between windows": ((2, 1), (3, 2), (0, 0), False, (8, 7)),
+    "wide kernel": ((5, 4), (2, 3), (3, 2), True, (9, 17)),
+    "one column": ((3, 1), (2, 1), (1, 0), True, (9, 1)),
+    "one element": ((1, 1), (1, 1), (0, 0), True, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", reference_names("Pooling"))
+def test_agrees_with_the_original(name):
+    check_reference(name)
+
+
+@pytest.mark.parametrize("kind", ["MAX", "AVE"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_forward_agrees_with_the_definition_and_backward_with_difference_quotients(setting, kind):
+    kernel, stride, pad, ceil, size = SETTINGS[setting]
+    options = f"pool: {kind} kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]} "
+    options += f"pad_h: {pad[0]} pad_w: {pad[1]} round_mode: {'CEIL' if ceil else 'FLOOR'}"
+    check_layer(pooling(options), [distinct(3, 2, 3, *size)], define(kind, kernel, stride, pad, ceil))
+
+
+@pytest.mark.parametrize("kind", ["MAX", "AVE"])
+def test_global_pooling_takes_the_whole_plane(kind):
+    run = check_layer(pooling(f"pool: {kind} global_pooling: true"), [distinct(4, 2, 3, 5, 7)], define(kind))
+    other = distinct(5, 1, 2, 3, 3)
+    assert_close(run.reshape(other)[0], define(kind)([other.astype(np.float64)], [])[0], "after another plane size")
+
+
+def test_second_top_says_where_each_maximum_is_in_its_plane():
+    text = pooling("pool: MAX kernel_size: 3 stride: 2 pad: 1", 'top: "top" top: "mask"')
+    check_layer(text, [distinct(6, 2, 3, 6, 7)], define("MAX", (3, 3), (2, 2), (1, 1), mask=True), tops=[0])
+
+
+def test_a_matrix_by_hand():
+    # 2 x 2, stride 2: the bottom, the windows (clipped at the right and below), where the maxima were, and the way back
+    #   1 9 | 2 3 | 0        MAX  9 8 7   mask  1  7  9    diff  10 20 30    0 10  0 0  0
+    #   5 3 | 8 8 | 7             6 1 2        10 12 14          40 50 60    0  0 20 0 30
+    #   ----+-----+--        AVE  4.5 5.25 3.5                              40  0 50 0 60
+    #   6 4 | 1 0 | 2             5.0 0.50 2.0
+    x = np.array([[[[1, 9, 2, 3, 0], [5, 3, 8, 8, 7], [6, 4, 1, 0, 2]]]], np.float32)
+    diff = np.array([[[[10, 20, 30], [40, 50, 60]]]], np.float32)
+    run = run_layer(pooling("kernel_size: 2 stride: 2", 'top: "top" top: "mask"'), [x])
+    assert run.tops[0].tolist() == [[[[9, 8, 7], [6, 1, 2]]]]
+    assert run.tops[1].tolist() == [[[[1, 7, 9], [10, 12, 14]]]]
+    bottom_diff = run.backward([diff, np.ones_like(diff)])[0][0]
+    assert bottom_diff.tolist() == [[[[0, 10, 0, 0, 0], [0, 0, 20, 0, 30], [40, 0, 50, 0, 60]]]]
+    run = run_layer(pooling("pool: AVE kernel_size: 2 stride: 2"), [x])
+    assert run.tops[0].tolist() == [[[[4.5, 5.25, 3.5], [5, 0.5, 2]]]]
+
+
+# One setting for each of the kernels that find a maximum: kernel, stride, height x width, the windows' first elements.
+MAXIMA = {
+    "2x2": (2, 2, (2, 4), [0, 2]),
+    "3x3": (3, 2, (3, 5), [0, 2]),
+    "general": (4, 3, (4, 7), [0, 3]),
+}
+
+
+@pytest.mark.parametrize("setting", MAXIMA)
+def test_max_pool_routes_the_gradient_to_the_first_of_equal_maxima(setting):
+    kernel, stride, size, first = MAXIMA[setting]
+    text = pooling(f"kernel_size: {kernel} stride: {stride}", 'top: "top" top: "mask"')
+    run = run_layer(text, [np.full((1, 1, *size), -2, np.float32)])
+    assert run.tops[1].ravel().tolist() == first
+    diffs = run.backward([np.array([[[[3, 4]]]], np.float32), np.zeros((1, 1, 1, 2), np.float32)])[0][0].ravel()
+    assert diffs[first].tolist() == [3, 4]
+    assert np.count_nonzero(diffs) == 2
+
+
+@pytest.mark.parametrize("setting", MAXIMA)
+def test_max_pool_keeps_nan_visible(setting):
+    kernel, stride, size, _ = MAXIMA[setting]
+    x = distinct(7, 1, 1, *size)
+    x[0, 0, 1, 0] = np.nan
+    run = run_layer(pooling(f"kernel_size: {kernel} stride: {stride}", 'top: "top" top: "mask"'), [x])
+    assert np.isnan(run.tops[0]).ravel().tolist() == [True, False]
+    assert run.tops[1].ravel()[0] == size[1]
+
+
+@pytest.mark.parametrize("setting", MAXIMA)
+def test_max_pool_of_minus_infinities_is_minus_infinity(setting):
+    kernel, stride, size, first = MAXIMA[setting]
+    x = np.full((1, 1, *size), -np.inf, np.float32)
+    run = run_layer(pooling(f"kernel_size: {kernel} stride: {stride}", 'top: "top" top: "mask"'), [x])
+    assert run.tops[0].ravel().tolist() == [-np.inf, -np.inf]
+    assert run.tops[1].ravel().tolist() == first
+
+
+def test_an_empty_last_window_has_no_maximum_and_no_gradient():
+    # kernel 1, stride 3 on 5 columns, rounded up: windows at 0, 3 and 6, and 6 is outside
+    x = distinct(8, 1, 2, 1, 5)
+    text = pooling("kernel_size: 1 stride: 3", 'top: "top" top: "mask"')
+    run = run_layer(text, [x])
+    assert run.tops[0][0, 0, 0].tolist() == [x[0, 0, 0, 0], x[0, 0, 0, 3], -np.finfo(np.float32).max]
+    assert run.tops[1][0, 0, 0].tolist() == [0, 3, -1]
+    diff = np.ones((1, 2, 1, 3), np.float32)
+    assert run.backward([diff, diff])[0][0][0, 0, 0].tolist() == [1, 0, 0, 1, 0]
+    run = run_layer(pooling("pool: AVE kernel_size: 1 stride: 3"), [x])
+    assert run.tops[0][0, 0, 0].tolist() == [x[0, 0, 0, 0], x[0, 0, 0, 3], 0]
+    assert run.backward([diff])[0][0][0, 0, 0].tolist() == [1, 0, 0, 1, 0]
+
+
+def test_another_plane_size_changes_the_kernel_behind_the_layer():
+    run = run_layer(pooling("kernel_size: 2 stride: 2"), [distinct(9, 2, 3, 4, 6)])
+    for size in (5, 7), (4, 8), (2, 2):
+        x = distinct(10, 1, 3, *size)
+        assert_close(run.reshape(x)[0], define("MAX", (2, 2), (2, 2))([x.astype(np.float64)], [])[0], f"{size}")
+        diff = np.ones(run.top[0].shape, np.float32)
+        assert run.backward([diff])[0][0].sum() == diff.size
+
+
+@pytest.mark.parametrize("kind", ["MAX", "AVE"])
+def test_no_gradient_is_computed_for_a_bottom_that_wants_none(kind):
+    run = run_layer(pooling(f"pool: {kind} kernel_size: 2"), [distinct(11, 1, 1, 3, 3)])
+    run.backward(propagate_down=[False])
+    assert np.isnan(run.bottom[0].diff).all()
+
+
+@pytest.mark.parametrize("setting", ["2x2 tiles", "3x3 overlapping, clipped", "wide kernel"])
+def test_odd_sizes_that_no_vector_width_divides(setting):
+    kernel, stride, pad, ceil, _ = SETTINGS[setting]
+    options = f"kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]} "
+    options += f"pad_h: {pad[0]} pad_w: {pad[1]}"
+    for width in 34, 62:
+        check_gradient(pooling(options), [distinct(12, 3, 5, 6, width)])
+        x = distinct(12, 3, 5, 6, width)
+        expected = define("MAX", kernel, stride, pad, ceil)([x.astype(np.float64)], [])[0]
+        assert_close(run_layer(pooling(options), [x]).tops[0], expected, f"width {width}")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("pool: STOCHASTIC kernel_size: 2", "stochastic pooling is not supported. Expected pool MAX or AVE"),
+        ("global_pooling: true kernel_size: 2", "with global_pooling the kernel is the whole plane"),
+        ("global_pooling: true pad: 1", r"global_pooling pad must be 0 and stride 1. Received pad \(1, 1\), stride"),
+        ("pool: MAX", "kernel_size must be given and positive. Received 0 x 0"),
+        ("kernel_h: 2 kernel_w: 0", "kernel_size must be given and positive. Received 2 x 0"),
+        ("kernel_size: 2 stride: 0", "stride must be given and positive. Received 0 x 0"),
+        (
+            "kernel_size: 2 kernel_h: 2",
+            "expected kernel_size, or kernel_h and kernel_w. Received kernel_size and kernel_h",
+        ),
+        ("kernel_w: 2", "expected kernel_size, or kernel_h and kernel_w. Received kernel_w"),
+        ("kernel_size: 2 stride: 1 stride_w: 1", "expected stride, or stride_h and stride_w. Received stride and"),
+        ("kernel_size: 2 pad_h: 1", "expected pad, or pad_h and pad_w. Received pad_h"),
+        ("kernel_size: 3 pad_h: 3 pad_w: 1", "pad_h must be smaller than kernel_h. Received pad 3, kernel 3"),
+        ("kernel_h: 5 kernel_w: 2 pad: 2", "pad_w must be smaller than kernel_w. Received pad 2, kernel 2"),
+    ],
+)
+def test_options_that_do_not_fit_are_named(options, message):
+    with pytest.raises(NetError, match=message):
+        run_layer(pooling(options), [distinct(13, 1, 1, 6, 6)])
+
+
+def test_average_pooling_with_a_mask_top_is_an_error():
+    with pytest.raises(NetError, match=r"average pooling has one top, only MAX writes a mask. Received 2 tops"):
+        run_layer(pooling("pool: AVE kernel_size: 2", 'top: "a" top: "b"'), [distinct(14, 1, 1, 6, 6)])
+
+
+def test_a_bottom_without_four_axes_is_an_error():
+    with pytest.raises(ShapeError, match=r"four axes \(num, channels, height, width\), received shape \(2, 6, 6\)"):
+        run_layer(pooling("kernel_size: 2"), [distinct(15, 2, 6, 6)])
+
+
+def test_a_kernel_larger_than_its_padded_plane_is_an_error():
+    with pytest.raises(ShapeError, match="larger than its padded input along width: kernel 9, input 5 with pad 1"):
+        run_layer(pooling("kernel_h: 3 kernel_w: 9 pad: 1"), [distinct(16, 1, 1, 6, 5)])

@@ -41,15 +41,15 @@ def test_weights_given_as_a_state_are_recognized() -> None:
 
 def test_a_state_that_is_cut_off_says_so(tmp_path: Path) -> None:
     (tmp_path / "state").write_bytes(STATE.read_bytes()[:-10])
-    with pytest.raises(WeightsError, match="cut off after 19981 bytes: at least . more belong to it"):
+    with pytest.raises(WeightsError, match=r"cut off after 19981 bytes: at least . more belong to it"):
         solverstate.read(tmp_path / "state")
 
 
 def test_a_missing_state_is_a_missing_file(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="no such file"):
+    with pytest.raises(MissingFileError, match=r"no such file"):
         solverstate.read(tmp_path / "state")
 
 
 def test_a_state_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileAccessError, match="cannot be written"):
+    with pytest.raises(FileAccessError, match=r"cannot be written"):
         solverstate.write(tmp_path / "nowhere" / "state", solverstate.State(0, "", []))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from google.protobuf import text_format
 
 from caffe_lite.blob import Blob
+from caffe_lite.devices import host_device
 from caffe_lite.layers import REGISTRY, Layer
 from caffe_lite.net import Net
 from caffe_lite.proto import caffe_pb2
@@ -37,6 +39,12 @@ def parse(text: str, phase: int = TRAIN, **state: Any) -> Any:
 def build(text: str, seed: int = 1, **state: Any) -> Net:
     """Return the net of `text`; the same `seed` gives the same weights."""
     return Net.from_param(parse(text, **state), seed=seed)
+
+
+def allocated() -> int:
+    """Return the bytes that live objects hold on the host device."""
+    gc.collect()
+    return host_device().memory_info().allocated
 
 
 def layer(name: str, layer_type: str, bottoms: str = "", tops: str = "", more: str = "") -> str:

@@ -164,18 +164,21 @@ def test_max_pool_of_minus_infinities_is_minus_infinity(setting):
     assert run.tops[1].ravel().tolist() == first
 
 
-def test_an_empty_last_window_has_no_maximum_and_no_gradient():
-    # kernel 1, stride 3 on 5 columns, rounded up: windows at 0, 3 and 6, and 6 is outside
-    x = distinct(8, 1, 2, 1, 5)
-    text = pooling("kernel_size: 1 stride: 3", 'top: "top" top: "mask"')
-    run = run_layer(text, [x])
-    assert run.tops[0][0, 0, 0].tolist() == [x[0, 0, 0, 0], x[0, 0, 0, 3], -np.finfo(np.float32).max]
-    assert run.tops[1][0, 0, 0].tolist() == [0, 3, -1]
-    diff = np.ones((1, 2, 1, 3), np.float32)
-    assert run.backward([diff, diff])[0][0][0, 0, 0].tolist() == [1, 0, 0, 1, 0]
-    run = run_layer(pooling("pool: AVE kernel_size: 1 stride: 3"), [x])
-    assert run.tops[0][0, 0, 0].tolist() == [x[0, 0, 0, 0], x[0, 0, 0, 3], 0]
-    assert run.backward([diff])[0][0][0, 0, 0].tolist() == [1, 0, 0, 1, 0]
+@pytest.mark.parametrize(("kernel", "stride", "width"), [(1, 3, 5), (3, 5, 9)])
+def test_an_empty_last_window_has_no_maximum_and_no_gradient(kernel, stride, width):
+    # rounded up, kernel 1 and stride 3 put windows at 0, 3 and 6; of 5 columns none is left for the last
+    x = distinct(8, 1, 2, kernel, width)
+    options = f"kernel_size: {kernel} stride: {stride}"
+    run = run_layer(pooling(options, 'top: "top" top: "mask"'), [x])
+    first, second = x[0, 0, :, :kernel].max(), x[0, 0, :, stride : stride + kernel].max()
+    assert run.tops[0][0, 0, 0].tolist() == [first, second, -np.finfo(np.float32).max]
+    assert run.tops[1][0, 0, 0, 2] == -1
+    diff = np.full((1, 2, 1, 3), 9, np.float32)
+    assert run.backward([diff, diff])[0][0].sum() == 4 * 9
+    run = run_layer(pooling(f"pool: AVE {options}"), [x])
+    means = [x[0, 0, :, at : at + kernel].mean(dtype=np.float64) for at in (0, stride)]
+    assert_close(run.tops[0][0, 0, 0], [*means, 0], "averages")
+    assert run.backward([diff])[0][0].sum() == pytest.approx(4 * 9)
 
 
 def test_another_plane_size_changes_the_kernel_behind_the_layer():

@@ -61,13 +61,26 @@ def test_spatial_softmax_is_right_at_the_edges_of_its_tiles(inner: int) -> None:
 
 
 @pytest.mark.parametrize("inner", [1, 2])
-def test_softmax_survives_scores_that_would_overflow(inner: int) -> None:
-    scores = np.repeat(np.array([[[1000.0], [999.0], [-1000.0]]], np.float32), inner, axis=2)
-    run = run_layer('type: "Softmax"', [scores])
-    assert_close(run.tops[0], softmax(scores, 1), "top")
+@pytest.mark.parametrize("largest", [0, 1, 2])
+def test_softmax_survives_scores_that_would_overflow_wherever_the_largest_is(largest: int, inner: int) -> None:
+    row = np.roll(np.array([1000, 999, -1000], np.float32), largest)
+    scores = np.tile(row[None, :, None], (2, 1, inner))
+    assert_close(run_layer('type: "Softmax"', [scores]).tops[0], softmax(scores, 1), "top")
 
 
-@pytest.mark.parametrize("shape", [(3, 4), (3, 4, 2)])
+@pytest.mark.parametrize("inner", [1, 64])
+def test_softmax_is_exact_to_a_few_units_in_the_last_place_down_to_the_smallest_floats(inner: int) -> None:
+    below = np.linspace(0, 86.5, 4001, dtype=np.float32)
+    scores = np.zeros((len(below), 2, inner), np.float32)
+    scores[:, 1] = -below[:, None]
+    top = run_layer('type: "Softmax"', [scores]).tops[0]
+    expected = np.exp(-below.astype(np.float64)) / (1 + np.exp(-below.astype(np.float64)))
+    np.testing.assert_allclose(top[:, 1], np.repeat(expected[:, None], inner, axis=1), rtol=5e-7)
+    scores[:, 1] = -95 - below[:, None]
+    assert run_layer('type: "Softmax"', [scores]).tops[0][:, 1].max() < np.finfo(np.float32).tiny
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 50), (3, 4, 2), (3, 4, 50)])
 def test_softmax_shows_nan_and_keeps_it_to_its_position(shape: tuple[int, ...]) -> None:
     x = random(3, *shape)
     for bad, channel in ((np.nan, 0), (np.nan, 2), (np.inf, 1)):

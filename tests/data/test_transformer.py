@@ -65,9 +65,10 @@ def test_crop_in_test_is_the_centre_rounded_down() -> None:
     np.testing.assert_array_equal(batch.placement, [[1, 1, 0]])
 
 
-def test_nothing_is_random_in_test() -> None:
-    batch = pack(transformer("crop_size: 2 mirror: true"), [image(1, 6, 6)] * 50)
-    assert (batch.placement == [2, 2, 0]).all()
+def test_the_window_is_the_centre_in_test_and_mirror_applies_there_too() -> None:
+    batch = pack(transformer("crop_size: 2 mirror: true"), [image(1, 6, 6)] * 200)
+    assert (batch.placement[:, :2] == 2).all()
+    assert 60 < batch.placement[:, 2].sum() < 140
 
 
 def test_crop_in_train_reaches_every_window_alike() -> None:

@@ -15,6 +15,8 @@ from caffe_lite import resources, solvers
 from caffe_lite.data import database, mnist
 from caffe_lite.proto import caffe_pb2
 
+READ = 200 * 64  # images in 200 iterations
+
 MakeSolver = Callable[..., Any]
 
 # Trains within milliseconds.  The data is constant, so that a solver that resumes sees what it would have seen.
@@ -85,7 +87,7 @@ def mnist_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     images = mnist.read_idx(source / "train-images-idx3-ubyte.gz", mnist.IMAGES)
     labels = mnist.read_idx(source / "train-labels-idx1-ubyte.gz", mnist.LABELS)
-    write_database(folder / "mnist_train_lmdb", images[: 200 * 64, np.newaxis], labels)
+    write_database(folder / "mnist_train_lmdb", images[:READ, np.newaxis], labels[:READ])
     return folder
 
 
@@ -93,6 +95,6 @@ def write_database(target: Path, images: np.ndarray[Any, Any], labels: np.ndarra
     """Write uint8 images (num, channels, height, width) and their labels as Caffe's tools do."""
     channels, height, width = images.shape[1:]
     with database.create(target) as writer:
-        for index, (image, label) in enumerate(zip(images, labels)):
+        for index, (image, label) in enumerate(zip(images, labels, strict=True)):
             datum = caffe_pb2.Datum(channels=channels, height=height, width=width, data=image.tobytes(), label=label)
             writer.put(b"%08d" % index, datum.SerializeToString())

@@ -69,8 +69,8 @@ class MlpRun:
             batch = np.arange(16) + (self.solver.iter * passes + number) % 5 * 16
             params = [np.float64(blob.data) for blob in blobs]
             loss, gradients = forward_backward(params, self._data[batch], self._labels[batch])
-            totals = [total + gradient for total, gradient in zip(totals, gradients)]
-        for blob, total in zip(blobs, totals):
+            totals = [total + gradient for total, gradient in zip(totals, gradients, strict=True)]
+        for blob, total in zip(blobs, totals, strict=True):
             blob.diff[...] = total
         return loss
 

@@ -106,13 +106,13 @@ def test_a_negative_gamma_is_refused() -> None:
 
 def test_an_unknown_policy_names_the_nearest() -> None:
     with pytest.raises(
-        SolverError, match="unknown lr_policy 'multi_step'. Did you mean 'multistep'.*Known policies: fixed"
+        SolverError, match=r"unknown lr_policy 'multi_step'. Did you mean 'multistep'.*Known policies: fixed"
     ):
         policy("multi_step")
 
 
 def test_a_missing_policy_is_an_error() -> None:
     with pytest.raises(
-        SolverError, match="^lr_policy is missing. Known policies: fixed, step, exp, inv, multistep, poly"
+        SolverError, match=r"^lr_policy is missing. Known policies: fixed, step, exp, inv, multistep, poly"
     ):
         policy("")

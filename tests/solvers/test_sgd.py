@@ -60,7 +60,7 @@ class Definition:
         if 0 <= self.limit < norm:
             gradients = [gradient * self.limit / norm for gradient in gradients]
         self.history = self.history or [np.zeros_like(weight) for weight in weights]
-        for index, (weight, gradient) in enumerate(zip(weights, gradients)):
+        for index, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
             penalty = np.sign(weight) if self.l1 else weight
             total = gradient / self.iter_size + self.weight_decay * DECAY_MULT[index] * penalty
             self.history[index] = self.momentum * self.history[index] + rate * LR_MULT[index] * total
@@ -95,11 +95,11 @@ def test_update_follows_its_definition(case: str, make_solver: MakeSolver) -> No
     for iteration in range(4):
         gradients = [np.float32(generator.standard_normal(blob.shape)) for blob in blobs]
         weights = [np.float64(blob.data) for blob in blobs]
-        for blob, gradient in zip(blobs, gradients):
+        for blob, gradient in zip(blobs, gradients, strict=True):
             blob.diff[...] = gradient
         solver.apply_update()
         updates = definition.update(weights, [np.float64(gradient) for gradient in gradients], 0.2 * 0.5**iteration)
-        for blob, weight, update in zip(blobs, weights, updates):
+        for blob, weight, update in zip(blobs, weights, updates, strict=True):
             np.testing.assert_allclose(blob.diff, update, rtol=2e-6, atol=1e-6, err_msg=blob.name)
             np.testing.assert_allclose(blob.data, weight - update, rtol=2e-6, atol=2e-6, err_msg=blob.name)
     assert solver.iter == 4
@@ -109,7 +109,7 @@ def test_gaps_between_params_stay_zero(make_solver: MakeSolver) -> None:
     solver = make_solver(BASE + "momentum: 0.9 weight_decay: 0.5 clip_gradients: 0.1", NET)
     parameters = solver.net.parameters
     is_gap = np.ones(parameters.data.size, bool)
-    for offset, blob in zip(parameters.offsets, parameters.blobs):
+    for offset, blob in zip(parameters.offsets, parameters.blobs, strict=True):
         is_gap[offset : offset + blob.count] = False
         blob.diff[...] = 1
     for _ in range(3):
@@ -180,7 +180,7 @@ def test_iter_size_averages_the_gradients_of_its_passes(make_solver: MakeSolver)
     once, thrice = make_solver(BASE), make_solver(BASE + "iter_size: 3")
     once.step(2)
     thrice.step(2)  # the small net's data is constant: three passes see what one sees
-    for one, three in zip(once.net.parameters.blobs, thrice.net.parameters.blobs):
+    for one, three in zip(once.net.parameters.blobs, thrice.net.parameters.blobs, strict=True):
         np.testing.assert_allclose(three.data, one.data, rtol=1e-5, atol=1e-6)
 
 
@@ -193,7 +193,7 @@ def test_lr_is_the_rate_of_the_present_iteration(make_solver: MakeSolver) -> Non
 def test_an_unknown_regularization_names_the_known_ones() -> None:
     param = parse('base_lr: 1 lr_policy: "fixed" regularization_type: "l2"')
     with pytest.raises(
-        SolverError, match="unknown regularization_type 'l2'. Did you mean 'L2'.* Expected one of L2, L1"
+        SolverError, match=r"unknown regularization_type 'l2'. Did you mean 'L2'.* Expected one of L2, L1"
     ):
         solvers.get_solver(param)
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from caffe_lite.errors import UsageError
 from caffe_lite.solvers import signals
+
+from .conftest import FIXED, MakeSolver
 
 
 @pytest.mark.parametrize("effect", ["none", "stop", "snapshot"])
@@ -54,7 +57,19 @@ def test_outside_the_main_thread_nothing_is_installed_and_the_log_says_so(log: C
 
 def test_an_unknown_effect_names_the_known_ones() -> None:
     with (
-        pytest.raises(UsageError, match="Expected one of none, stop, snapshot, received 'pause'"),
+        pytest.raises(UsageError, match=r"Expected one of none, stop, snapshot, received 'pause'"),
         signals.handled("pause"),
     ):
         pass
+
+
+def test_an_interrupted_solver_finishes_its_iteration_and_writes_a_snapshot(
+    tmp_path: Path, make_solver: MakeSolver
+) -> None:
+    solver = make_solver(FIXED.replace("snapshot_after_train: false", f'snapshot_prefix: "{tmp_path}/s"'))
+    solver.add_callback(lambda: solver.iter == 3 and signal.raise_signal(signal.SIGINT), lambda: None)
+    with signals.handled() as action:
+        solver.action = action
+        solver.solve()
+    assert solver.iter == 4
+    assert (tmp_path / "s_iter_4.solverstate").exists()

@@ -187,12 +187,12 @@ def trained(make_solver: MakeSolver) -> Iterator[Any]:
     before = [blob.data.copy() for blob in solver.net.parameters.blobs]
     yield solver
     assert solver.iter == 2
-    for blob, data in zip(solver.net.parameters.blobs, before):
+    for blob, data in zip(solver.net.parameters.blobs, before, strict=True):
         np.testing.assert_array_equal(blob.data, data)
 
 
 def test_weights_in_place_of_a_state_are_told_apart(trained: Any) -> None:
-    with pytest.raises(WeightsError, match="s_iter_2.caffemodel is not .* name it as `weights`"):
+    with pytest.raises(WeightsError, match=r"s_iter_2.caffemodel is not .* name it as `weights`"):
         trained.restore("s_iter_2.caffemodel")
 
 
@@ -218,7 +218,7 @@ def test_the_state_of_a_net_with_other_params_is_refused(trained: Any, make_solv
         "param { lr_mult: 2 decay_mult: 0 }", ""
     )
     make_solver(FIXED + 'snapshot_prefix: "other"', one).snapshot()
-    with pytest.raises(SolverError, match="another net or solver type. Expected a history of 2 blobs, received 1"):
+    with pytest.raises(SolverError, match=r"another net or solver type. Expected a history of 2 blobs, received 1"):
         trained.restore("other_iter_0.solverstate")
 
 
@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_the_old_snapshot_whole(make_solver: MakeSolver, monk
         with pytest.raises(FileAccessError, match=r"s_iter_0\.caffemodel: cannot be written: No space left on device"):
             solver.snapshot()
     assert snapshots() == before
-    assert len(os.listdir()) == 2  # no temporary file is left
+    assert len(list(Path.cwd().iterdir())) == 2  # no temporary file is left
 
 
 def test_a_model_that_cannot_be_written_leaves_no_state(make_solver: MakeSolver) -> None:

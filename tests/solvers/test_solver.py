@@ -101,7 +101,10 @@ name: "states" state { level: 1 stage: "net" }
 layer { name: "always" type: "DummyData" top: "x" dummy_data_param { shape { dim: 1 } } }
 layer { name: "level1" type: "DummyData" top: "a" dummy_data_param { shape { dim: 1 } } include { min_level: 1 } }
 layer { name: "level2" type: "DummyData" top: "b" dummy_data_param { shape { dim: 1 } } include { min_level: 2 } }
-layer { name: "given" type: "DummyData" top: "c" dummy_data_param { shape { dim: 1 } } include { stage: "solver" stage: "net" } }
+layer {
+  name: "given" type: "DummyData" top: "c" dummy_data_param { shape { dim: 1 } }
+  include { stage: "solver" stage: "net" }
+}
 layer { name: "test" type: "DummyData" top: "d" dummy_data_param { shape { dim: 1 } } include { phase: TEST } }
 """
 
@@ -155,7 +158,7 @@ INLINE_TEST = f"test_net_param {{ {SMALL_NET} }} test_interval: 1 "
     ],
 )
 def test_settings_that_cannot_be_run_are_refused(fields: str, net: str | None, message: str) -> None:
-    with pytest.raises(SolverError, match=message):
+    with pytest.raises(SolverError, match=f"^solver: .*{message}"):
         solvers.get_solver(parse(FIXED + fields, net))
 
 
@@ -193,7 +196,7 @@ def test_smoothed_loss_is_the_mean_of_the_last_losses() -> None:
     seen = []
     for loss in (6, 3, 9, 0, 6, 12):
         smoothed.add(loss)
-        seen.append(float(smoothed.value))
+        seen.append(smoothed.value)
     assert seen == pytest.approx([6, 4.5, 6, 4, 5, 6])
 
 
@@ -241,7 +244,7 @@ def test_log_of_a_run_is_caffes(tmp_path: Path, make_solver: MakeSolver, log: Lo
     ]
     texts = log()
     assert len(texts) == len(expected), texts
-    for text, pattern in zip(texts, expected):
+    for text, pattern in zip(texts, expected, strict=True):
         assert re.fullmatch(pattern, text), (text, pattern)
 
 
@@ -289,7 +292,7 @@ def test_share_weights_gives_another_net_the_weights(make_solver: MakeSolver) ->
 
 def test_solve_needs_max_iter(make_solver: MakeSolver) -> None:
     solver = make_solver('base_lr: 1 lr_policy: "fixed"')
-    with pytest.raises(SolverError, match="max_iter is missing"):
+    with pytest.raises(SolverError, match=r"max_iter is missing"):
         solver.solve()
 
 
@@ -369,7 +372,7 @@ def test_stop_on_nan_raises_before_the_update(make_solver: MakeSolver) -> None:
     bias = solver.net.params["ip"][1].data
     bias[0] = np.nan
     kept = bias.copy()
-    with pytest.raises(SolverError, match="^Iteration 1: the loss is nan.*param 1 of layer 'ip'"):
+    with pytest.raises(SolverError, match=r"^Iteration 1: the loss is nan.*param 1 of layer 'ip'"):
         solver.step(5)
     assert solver.iter == 1
     np.testing.assert_array_equal(solver.net.params["ip"][1].data, kept)
@@ -398,9 +401,9 @@ def test_a_folder_as_snapshot_prefix_gets_the_solver_files_name(tmp_path: Path, 
 
 def test_a_prefix_that_cannot_be_written_is_found_before_training(tmp_path: Path, make_solver: MakeSolver) -> None:
     prefix = f'snapshot_prefix: "{tmp_path}/missing/s"'
-    with pytest.raises(FileAccessError, match="missing/s' cannot be written.*does not exist"):
+    with pytest.raises(FileAccessError, match=r"missing/s' cannot be written.*does not exist"):
         make_solver(FIXED + "snapshot: 5 " + prefix)
     solver = make_solver(FIXED.replace("snapshot_after_train: false", prefix))
-    with pytest.raises(FileAccessError, match="missing/s' cannot be written.*does not exist"):
+    with pytest.raises(FileAccessError, match=r"missing/s' cannot be written.*does not exist"):
         solver.solve()
     assert solver.iter == 0

@@ -1,5 +1,6 @@
 import re
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -116,15 +117,29 @@ def test_the_phase_is_the_references_unless_asked_otherwise(folder, caffe_lite):
     assert "blob:accuracy" in verdicts(caffe_lite("compare", "-phase=TEST", *flags))
 
 
+def spoil(path):
+    """Change one bit of the first array."""
+    content = bytearray(Path(path).read_bytes())
+    content[content.index(b"\x93NUMPY") + 130] ^= 1
+    Path(path).write_bytes(content)
+
+
+def add_text(path):
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("readme.txt", "made by hand")
+
+
 @pytest.mark.parametrize(
     ("change", "status", "error"),
     [
         (lambda arrays: Path("blobs.npz").unlink(), 1, "blobs.npz: there is no such file"),
-        (lambda arrays: Path("blobs.npz").write_text("hello"), 1, "blobs.npz: not a whole .npz file of NumPy"),
-        (lambda arrays: Path("blobs.npz").write_bytes(Path("blobs.npz").read_bytes()[:300]), 1, "not a whole .npz"),
-        (lambda arrays: (np.save("x.npy", np.zeros(3)), Path("x.npy").rename("blobs.npz")), 1, "not a whole .npz file"),
+        (lambda arrays: Path("blobs.npz").write_text("hello"), 1, "blobs.npz: not an .npz file of NumPy"),
+        (lambda arrays: Path("blobs.npz").write_bytes(Path("blobs.npz").read_bytes()[:300]), 1, "not an .npz file"),
+        (lambda arrays: (np.save("x.npy", np.zeros(3)), Path("x.npy").rename("blobs.npz")), 1, "not an .npz file"),
+        (lambda arrays: spoil("blobs.npz"), 1, "blobs.npz: an array in it cannot be read: Bad CRC-32"),
+        (lambda arrays: add_text("blobs.npz"), 1, "'readme.txt' holds |S"),
         (lambda arrays: np.savez("blobs.npz", a=np.zeros(1)), 1, "no reference blobs. Expected arrays named 'input:NA"),
-        (lambda arrays: np.savez("blobs.npz", a=np.array([{}])), 1, "not a whole .npz file"),
+        (lambda arrays: np.savez("blobs.npz", a=np.array([{}])), 1, "an array in it cannot be read: Object arrays"),
         (lambda arrays: arrays.pop("input:data"), 1, "its inputs are not the net's. Expected 'data', received none."),
         (lambda arrays: arrays.update({"input:x": np.zeros(1)}), 1, "Expected 'data', received 'data', 'x'."),
         (lambda arrays: arrays.update({"input:data": np.zeros((2, 2))}), 1, "deploy.prototxt"),
@@ -142,7 +157,16 @@ def test_an_unusable_reference_is_one_line_and_status_1(reference, caffe_lite, c
     result = caffe_lite("compare", *FLAGS)
     assert result.status == status
     assert result.err.count("\n") == 1
+    assert result.err.count("blobs.npz") <= 1
     assert result.err.startswith("caffe-lite compare: ") and error in result.err
+
+
+def test_a_dump_goes_to_an_npz_only_so_that_mixed_up_flags_cost_nothing(reference, caffe_lite):
+    before = Path("deploy.caffemodel").read_bytes()
+    result = caffe_lite("compare", "-dump", *FLAGS[:2], "-reference=deploy.caffemodel")
+    assert result.status == 2
+    assert "-dump writes deploy.caffemodel: expected a name that ends in .npz." in result.err
+    assert Path("deploy.caffemodel").read_bytes() == before
 
 
 def test_weights_are_needed_where_the_net_has_params(reference, caffe_lite):

@@ -42,7 +42,7 @@ def test_the_time_is_that_of_the_record_with_microseconds():
 
 def test_a_text_of_several_lines_has_one_prefix_and_one_final_newline(logger, capsys):
     init_log()
-    logger.info("Initializing:\nname: \"x\"\n")
+    logger.info('Initializing:\nname: "x"\n')
     logger.info("next")
     lines = capsys.readouterr().err.splitlines()
     assert [bool(GLOG.fullmatch(line)) for line in lines] == [True, False, True]

@@ -54,10 +54,7 @@ class _Gemm(ctypes.Structure):
 class _Convolution(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_int) for name in ("num", "channels", "num_output", "group", "axes")),
-        *(
-            (name, ctypes.c_int * MAX_AXES)
-            for name in ("in_shape", "out_shape", "kernel", "stride", "pad", "dilation")
-        ),
+        *((name, ctypes.c_int * MAX_AXES) for name in ("in_shape", "out_shape", "kernel", "stride", "pad", "dilation")),
         *((name, ctypes.c_void_p) for name in ("bottom", "weights", "bias", "top", "output", "partial")),
     )
 
@@ -398,8 +395,8 @@ def _address(library: ctypes.CDLL, function: str) -> int:
 def _openblas_library() -> ctypes.CDLL:
     import scipy_openblas32
 
-    file = os.path.join(scipy_openblas32.get_lib_dir(), scipy_openblas32.get_library(fullname=True))
-    return ctypes.CDLL(file)
+    folder = pathlib.Path(scipy_openblas32.get_lib_dir())
+    return ctypes.CDLL(str(folder / scipy_openblas32.get_library(fullname=True)))
 
 
 def _openblas() -> int:

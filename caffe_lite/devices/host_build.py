@@ -1,8 +1,8 @@
 """Compiles the kernels for the CPU: one library for each instruction set.
 
-Run by `setup.py` when the package is installed, before anything of it can be imported, hence the standard library only
-(`signature.py` is loaded from beside this file).  Every ``.cu`` is pasted behind `dialect.cuh` with its own name and line
-numbers; behind it come the launch functions, which unpack a launch's arguments.
+Run by `setup.py` when the package is installed, before anything of it can be imported, hence the standard library
+only (`signature.py` is loaded from beside this file).  Every ``.cu`` is pasted behind `dialect.cuh` with its own name
+and line numbers; behind it come the launch functions, which unpack a launch's arguments.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Signature:
         arguments = ", ".join(f"{parameter.name}_" for parameter in self.parameters)
         sizes = "".join(f"{_python(p.size, self)}, " for p in self.parameters if p.is_pointer)
         structs = {
-            parameter.name: collections.namedtuple(parameter.type, parameter.fields)  # type: ignore[misc]
+            parameter.name: collections.namedtuple(parameter.type, parameter.fields)
             for parameter in self.parameters
             if parameter.fields
         }

@@ -171,7 +171,9 @@ def test_results_repeat_bit_for_bit(device):
 
 
 def test_an_instruction_set_that_is_none_lists_those_there_are():
-    with pytest.raises(DeviceError, match="the instruction set 'sse9' is not one this processor has. Expected one of base"):
+    with pytest.raises(
+        DeviceError, match=r"the instruction set 'sse9' is not one this processor has\. Expected one of"
+    ):
         HostDevice("sse9")
 
 
@@ -259,12 +261,16 @@ def test_convolution_and_its_gradients_equal_the_definition(instruction_set, cas
     geometry = ConvolutionGeometry(
         num, channels, num_output, group, image, expected.shape[2:], kernel, stride, pad, dilation
     )
-    bottom_buffer, weights_buffer, top_buffer = uploaded(device, bottom), uploaded(device, weights), device.alloc(expected.size)
+    bottom_buffer, weights_buffer, top_buffer = (
+        uploaded(device, bottom),
+        uploaded(device, weights),
+        device.alloc(expected.size),
+    )
     device.conv_forward(geometry, bottom_buffer, weights_buffer, uploaded(device, bias), top_buffer)
     biased = expected + bias.reshape(-1, *[1] * len(image))
     np.testing.assert_allclose(device.download(top_buffer).reshape(expected.shape), biased, atol=2e-3)
 
-    # The gradients are the adjoints: <conv(v, w), d> = <v, backward_data(d)> and <conv(x, v), d> = <v, backward_weights(d)>.
+    # Gradients are adjoints: <conv(v, w), d> = <v, backward_data(d)> and <conv(x, v), d> = <v, backward_weights(d)>.
     diff = rng.standard_normal(expected.shape)
     diff_buffer = uploaded(device, diff)
     bottom_diff, weight_diff = uploaded(device, np.full(bottom.size, 7)), uploaded(device, np.ones(weights.size))
@@ -282,9 +288,9 @@ def test_convolution_and_its_gradients_equal_the_definition(instruction_set, cas
 
 
 def test_a_primitive_names_the_buffer_that_is_too_small(device):
-    with pytest.raises(KernelError, match="gemm: 'b' must be float32 with 6 elements, received Buffer.float32.5"):
+    with pytest.raises(KernelError, match=r"gemm: 'b' must be float32 with 6 elements, received Buffer\(float32\[5\]"):
         device.gemm(False, False, 1, 3, 2, 1.0, device.alloc(2), device.alloc(5), 0.0, device.alloc(3))
-    with pytest.raises(KernelError, match="conv: 'x' must be float32 with 1 elements, received Buffer.int32"):
+    with pytest.raises(KernelError, match=r"conv: 'x' must be float32 with 1 elements, received Buffer\(int32"):
         check_sizes("conv", x=(device.alloc(1, np.int32), 1))
 
 

@@ -15,7 +15,7 @@ def device():
 
 
 def test_an_unknown_kernel_names_the_nearest(device):
-    with pytest.raises(KernelError, match="there is no kernel 'fil'. Did you mean 'fill'?"):
+    with pytest.raises(KernelError, match=r"there is no kernel 'fil'. Did you mean 'fill'\?"):
         device.launch("fil", 1, 1, 0.0, device.alloc(1))
 
 
@@ -25,12 +25,12 @@ def test_a_wrong_number_of_arguments_names_kernel_and_line(device):
 
 
 def test_a_buffer_too_small_names_argument_and_both_sizes(device):
-    with pytest.raises(KernelError, match=r"kernel fill: argument 'out' must have SIZE\(n\) = 11 elements, received Buff"):
+    with pytest.raises(KernelError, match=r"kernel fill: argument 'out' must have SIZE\(n\) = 11 elements, received"):
         device.launch("fill", 11, 11, 0.0, device.alloc(10))
 
 
 def test_a_buffer_of_another_dtype_names_both(device):
-    with pytest.raises(KernelError, match="argument 'out' must be float32, received Buffer.int32"):
+    with pytest.raises(KernelError, match=r"argument 'out' must be float32, received Buffer\(int32"):
         device.launch("fill", 4, 4, 0.0, device.alloc(4, np.int32))
 
 

@@ -74,7 +74,9 @@ def test_a_parameter_outside_the_dialect_is_an_error(tmp_path, parameters, messa
 
 @pytest.mark.parametrize("size", ["count", "n ** 2", "len(n)", "n if n else 1"])
 def test_a_size_that_is_more_than_arithmetic_is_an_error(tmp_path, size):
-    found = signatures(tmp_path, f'extern "C" __global__ void bad(int n, float* x SIZE({size})) {{ ELEMENT_LOOP(i, n); }}')
+    found = signatures(
+        tmp_path, f'extern "C" __global__ void bad(int n, float* x SIZE({size})) {{ ELEMENT_LOOP(i, n); }}'
+    )
     with pytest.raises(SignatureError, match=r"some.cu:1: kernel bad: SIZE\(.*\) is more than integer arithmetic on n"):
         found["bad"].sizes()
 

@@ -10,7 +10,7 @@
 // the order of additions, and with it every bit, is the same whoever runs them.
 
 #include <algorithm>
-#include <cstring>
+#include <vector>
 
 #include "blas.h"
 #include "host.h"
@@ -57,7 +57,14 @@ struct Span {
   int64_t begin, end;
 };
 
-// How one kernel tap, which is one row of the columns, looks at the image.
+// Consecutive output rows that see the image alike: `row` counts from the first of the block; `image` is the offset of
+// the (perhaps absent) output position 0 of the first row.
+struct Run {
+  int64_t row, rows, image;
+  bool padding;
+};
+
+// How one kernel tap, which is one row of the columns a channel, looks at the image.
 struct Tap {
   Tap(const Convolution& c, int64_t tap) : conv(c), last(c.axes - 1) {
     for (int axis = last; axis >= 0; --axis) {
@@ -75,23 +82,24 @@ struct Tap {
     return {begin, std::max(begin, end)};
   }
 
-  // Cuts the output rows [begin, end) into runs: padding(row, rows) where all is zero, and lines(row, rows, image) where
-  // the rows see lines of the image that lie stride * width apart.  `row` counts from `begin`; `image` is the offset in
-  // the image of the (perhaps absent) output position 0 of the run's first row.
-  template <typename Padding, typename Lines>
-  void walk(int64_t begin, int64_t end, Padding padding, Lines lines) const {
+  // Cuts the output rows [begin, end) into runs that lie in the padding, or see lines of the image one stride apart.
+  void cut(int64_t begin, int64_t end, std::vector<Run>* runs) const {
+    runs->clear();
+    const auto add = [&](int64_t from, int64_t to, int64_t image, bool padding) {
+      if (to > from) runs->push_back({from - begin, to - from, image, padding});
+    };
     const int64_t height = last > 0 ? conv.out_shape[last - 1] : 1;
     for (int64_t row = begin; row < end;) {
       const int64_t top = row / height * height, next = std::min(end, top + height);
       int64_t image = 0;
-      if (!outer(row / height, &image)) {
-        padding(row - begin, next - row);
-      } else {
+      if (outer(row / height, &image)) {
         const int64_t first = std::min(std::max(row, top + down.begin), next);
         const int64_t past = std::max(first, std::min(next, top + down.end));
-        if (first > row) padding(row - begin, first - row);
-        if (past > first) lines(first - begin, past - first, image + line(first - top) + offset[last]);
-        if (next > past) padding(past - begin, next - past);
+        add(row, first, 0, true);
+        add(first, past, image + line(first - top) + offset[last], false);
+        add(past, next, 0, true);
+      } else {
+        add(row, next, 0, true);
       }
       row = next;
     }
@@ -132,48 +140,64 @@ inline void add_row(float* __restrict__ target, const float* __restrict__ source
   for (; n > 0; --n) *target++ += *source++;
 }
 
+// Calls visit(row of the columns, plane of the image, how the tap sees it, its runs) for the rows [k_begin, k_end) of
+// the columns, tap by tap, so that each tap is looked at once for all channels.
+template <typename Visit>
+void each_column_row(const Convolution& c, const Sizes& s, int64_t k_begin, int64_t k_end, int64_t row_begin,
+                     int64_t row_end, Visit visit) {
+  static thread_local std::vector<Run> runs;
+  for (int64_t t = 0; t < s.kernel_volume; ++t) {
+    const Tap tap(c, t);
+    tap.cut(row_begin, row_end, &runs);
+    int64_t channel = (k_begin - t + s.kernel_volume - 1) / s.kernel_volume;
+    for (; channel * s.kernel_volume + t < k_end; ++channel)
+      visit(channel * s.kernel_volume + t - k_begin, channel * s.in_volume, tap.across, runs);
+  }
+}
+
+// Floats between two lines of the image that neighbouring output rows see.
+int64_t line_pitch(const Convolution& c) {
+  return c.axes > 1 ? (int64_t)c.in_shape[c.axes - 1] * c.stride[c.axes - 2] : 0;
+}
+
 // Unrolls rows [k_begin, k_end) of the columns for output rows [row_begin, row_end).
 void im2col(const Convolution& c, const Sizes& s, const float* image, int64_t k_begin, int64_t k_end,
             int64_t row_begin, int64_t row_end, float* columns) {
-  const int64_t stride = c.stride[c.axes - 1], width = s.out_width;
-  const int64_t pitch = c.axes > 1 ? (int64_t)c.in_shape[c.axes - 1] * c.stride[c.axes - 2] : 0;
-  for (int64_t k = k_begin; k < k_end; ++k, columns += (row_end - row_begin) * width) {
-    const float* plane = image + k / s.kernel_volume * s.in_volume;
-    const Tap tap(c, k % s.kernel_volume);
-    const Span in = tap.across;
-    const auto padding = [&](int64_t row, int64_t rows) { std::fill_n(columns + row * width, rows * width, 0.0f); };
-    tap.walk(row_begin, row_end, padding, [&](int64_t row, int64_t rows, int64_t offset) {
-      float* target = columns + row * width;
-      const float* source = plane + offset;
-      for (; rows > 0; --rows, target += width, source += pitch) {
+  const int64_t stride = c.stride[c.axes - 1], width = s.out_width, pitch = line_pitch(c);
+  each_column_row(c, s, k_begin, k_end, row_begin, row_end, [&](int64_t k, int64_t plane, Span in, const auto& runs) {
+    for (const Run& run : runs) {
+      float* target = columns + (k * (row_end - row_begin) + run.row) * width;
+      const float* source = image + plane + run.image;
+      if (run.padding) {
+        std::fill_n(target, run.rows * width, 0.0f);
+        continue;
+      }
+      for (int64_t row = 0; row < run.rows; ++row, target += width, source += pitch) {
         for (int64_t i = 0; i < in.begin; ++i) target[i] = 0;
         if (stride == 1) copy_row(target + in.begin, source + in.begin, in.end - in.begin);
         else
           for (int64_t i = in.begin; i < in.end; ++i) target[i] = source[i * stride];
         for (int64_t i = in.end; i < width; ++i) target[i] = 0;
       }
-    });
-  }
+    }
+  });
 }
 
-// Adds the rows [k_begin, k_end) of all columns to the image they came from.
-void col2im(const Convolution& c, const Sizes& s, const float* columns, int64_t k_begin, int64_t k_end, float* image) {
-  const int64_t stride = c.stride[c.axes - 1], width = s.out_width;
-  const int64_t pitch = c.axes > 1 ? (int64_t)c.in_shape[c.axes - 1] * c.stride[c.axes - 2] : 0;
-  for (int64_t k = k_begin; k < k_end; ++k, columns += s.out_volume) {
-    float* plane = image + k / s.kernel_volume * s.in_volume;
-    const Tap tap(c, k % s.kernel_volume);
-    const Span in = tap.across;
-    tap.walk(0, s.out_rows, [](int64_t, int64_t) {}, [&](int64_t row, int64_t rows, int64_t offset) {
-      const float* source = columns + row * width;
-      float* target = plane + offset;
-      for (; rows > 0; --rows, source += width, target += pitch) {
+// Adds the rows [0, k_end) of all columns to the image they came from.
+void col2im(const Convolution& c, const Sizes& s, const float* columns, int64_t k_end, float* image) {
+  const int64_t stride = c.stride[c.axes - 1], width = s.out_width, pitch = line_pitch(c);
+  each_column_row(c, s, 0, k_end, 0, s.out_rows, [&](int64_t k, int64_t plane, Span in, const auto& runs) {
+    for (const Run& run : runs) {
+      if (run.padding) continue;
+      const float* source = columns + k * s.out_volume + run.row * width;
+      float* target = image + plane + run.image;
+      for (int64_t row = 0; row < run.rows; ++row, source += width, target += pitch) {
         if (stride == 1) add_row(target + in.begin, source + in.begin, in.end - in.begin);
         else
           for (int64_t i = in.begin; i < in.end; ++i) target[i * stride] += source[i];
       }
-    });
-  }
+    }
+  });
 }
 
 // Cuts `total` into blocks of at most `largest` (at least one), and for few images into enough for all parts.
@@ -238,7 +262,7 @@ HOST_EXPORT void host_conv_backward_data(const void* args) {
           columns, (int)s.out_volume);
     if (!s.pointwise) {
       std::fill_n(bottom_diff, channels * s.in_volume, 0.0f);
-      col2im(c, s, columns, 0, k, bottom_diff);
+      col2im(c, s, columns, k, bottom_diff);
     }
   }
 }

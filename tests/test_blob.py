@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from nets import allocated
 
 from caffe_lite.blob import Blob
 from caffe_lite.devices import host_device
 from caffe_lite.errors import ShapeError
-from tests.nets import allocated
 
 
 def blob(*shape: int, name: str = "x") -> Blob:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 from google.protobuf import text_format
+from nets import TEST, TRAIN, layer, parse
 
 from caffe_lite import graph
 from caffe_lite.errors import NetError
 from caffe_lite.graph import Wiring
-from tests.nets import TEST, TRAIN, layer, parse
 
 RULED = layer("always", "Silence") + "layer { name: 'ruled' type: 'Silence' %s }"
 

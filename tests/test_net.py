@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nets import MLP, TEST, TRAIN, Copy, allocated, build, input_layer, layer, layer_type, parse
+from reference import recipe
 
 import caffe_lite
 from caffe_lite.devices import host_device
 from caffe_lite.errors import MissingFileError, ShapeError, UsageError
 from caffe_lite.net import Net
 from caffe_lite.parameters import ROW
-from tests.nets import MLP, TEST, TRAIN, Copy, allocated, build, input_layer, layer, layer_type, parse
-from tests.reference import recipe
 
 X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6)
 LABEL = np.array([0, 1, 2, 0], np.float32)

@@ -7,10 +7,10 @@ import re
 
 import numpy as np
 import pytest
+from nets import MLP, allocated, build, input_layer, layer
 
 from caffe_lite.errors import NetError, ShapeError
 from caffe_lite.parameters import ROW
-from tests.nets import MLP, allocated, build, input_layer, layer
 
 IP = "inner_product_param {{ num_output: {} bias_term: false weight_filler {{ type: 'gaussian' }} }} "
 

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from nets import MLP, Copy, build, input_layer, layer, layer_type
 
 from caffe_lite.blob import Blob
 from caffe_lite.errors import DataError, NetError, ShapeError
 from caffe_lite.net import Net
-from tests.nets import MLP, Copy, build, input_layer, layer, layer_type
 
 X = np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6)
 LABEL = np.array([0, 1, 2, 0], np.float32)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from nets import MLP, TEST, TRAIN, Copy, allocated, build, input_layer, layer, layer_type, parse
 
 from caffe_lite import graph
 from caffe_lite.blob import Blob
@@ -19,7 +20,6 @@ from caffe_lite.layers import Layer
 from caffe_lite.net import Net
 from caffe_lite.proto import caffe_pb2
 from caffe_lite.serialization import blobproto
-from tests.nets import MLP, TEST, TRAIN, Copy, allocated, build, input_layer, layer, layer_type, parse
 
 IP = "inner_product_param { num_output: 3 weight_filler { type: 'xavier' } }"
 

@@ -374,7 +374,10 @@ def _file(name: str) -> str | None:
 def _open(name: str) -> ctypes.CDLL:
     file = _file(name)
     if file is None:
-        raise DeviceError(f"the CPU kernels for '{name}' are not built. Install caffe_lite again with a C++ compiler.")
+        raise DeviceError(
+            f"{pathlib.Path(__file__).parent} holds no CPU kernels for '{name}'. If this is the source folder, start "
+            "Python elsewhere or install with pip install -e . there; else install caffe_lite again."
+        )
     try:
         library = ctypes.CDLL(file)
     except OSError as error:

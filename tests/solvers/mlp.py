@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from google.protobuf import text_format
 from numpy.typing import NDArray
+from reference import recipe
 
 from caffe_lite import prototxt, solvers
-from tests.reference import recipe
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "training" / "solvers"
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from reference import recipe
 
 from caffe_lite import solvers
-from tests.reference import recipe
 
 REFERENCE = Path(__file__).resolve().parents[1] / "reference" / "training" / "lenet"
 RECORDED: dict[str, Any] = dict(np.load(REFERENCE / "trajectory.npz"))

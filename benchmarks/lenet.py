@@ -3,15 +3,17 @@
 A training iteration (batch 64; ours reads its batches from an LMDB, PyTorch's lie ready in memory as float tensors),
 and a forward pass of one image.  Both sides start from the same weights and use the same number of threads.  Rounds
 alternate between the sides; the table gives the median time of each side and the median of the rounds' ratios, which is
-what counts on a shared machine.  PyTorch (its CPU build is enough) is the only requirement beyond the package's own.
+what counts on a shared machine.  Below it: what there is no peer for.  PyTorch (its CPU build is enough) is the only
+requirement beyond the package's own.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +34,8 @@ def main() -> None:
 
     import torch
 
+    from caffe_lite.cli.device_query import cpu_model
+
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         solver = make_solver(Path(folder))
@@ -39,7 +43,7 @@ def main() -> None:
             ("training iteration, batch 64", *training_steps(solver), 10),
             ("inference, batch 1", *inference_steps(), 200),
         ]
-        print(f"{platform.processor() or platform.machine()}, {options.threads} threads, PyTorch {torch.__version__}\n")
+        print(f"{cpu_model()}, {options.threads} threads, PyTorch {torch.__version__}\n")
         print("| job | caffe_lite | PyTorch | ratio (median of rounds) |")
         print("| --- | --- | --- | --- |")
         for name, ours, theirs, repeats in jobs:
@@ -47,6 +51,27 @@ def main() -> None:
             ratio = statistics.median(a / b for a, b in zip(mine, peer, strict=True))
             print(f"| {name} | {statistics.median(mine):.3f} ms | {statistics.median(peer):.3f} ms | {ratio:.2f} |")
         solver.close()
+    print_start_up(options.rounds)
+
+
+def print_start_up(rounds: int) -> None:
+    """Print the median times of importing the package and of building LeNet, and the memory that training took."""
+    import caffe_lite as caffe
+    from caffe_lite import resources
+    from caffe_lite.devices import host_device
+
+    peak = host_device().memory_info().peak
+    code = "import time; start = time.perf_counter(); import caffe_lite; print(time.perf_counter() - start)"
+    imports = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(rounds)]
+    model, builds = resources.path("models/lenet/lenet.prototxt"), []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        caffe.Net(model, caffe.TEST)
+        builds.append(time.perf_counter() - start)
+    print("\n| | |\n| --- | --- |")
+    print(f"| import caffe_lite | {statistics.median(imports) * 1e3:.0f} ms |")
+    print(f"| LeNet parsed and built | {statistics.median(builds) * 1e3:.1f} ms |")
+    print(f"| buffers allocated at most while training (batch 64, without a test net) | {peak / 2**20:.1f} MiB |")
 
 
 def alternate(
@@ -137,6 +162,7 @@ def inference_steps() -> tuple[Callable[[], object], Callable[[], object]]:
 def torch_lenet(params):
     """Return Caffe's LeNet as a PyTorch module, with the weights in `params`."""
     import torch
+
     from torch import nn
 
     model = nn.Sequential(

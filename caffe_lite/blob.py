@@ -166,6 +166,10 @@ class Blob:
         """The length of axis 3, 1 if there is none."""
         return self._legacy(3)
 
+    def __str__(self) -> str:
+        """Return name and shape, for messages: ``'ip' (64, 10)``."""
+        return f"'{self.name}' {self._shape}" if self.name else str(self._shape)
+
     def __repr__(self) -> str:
         return f"<Blob '{self.name}' {self._shape}>" if self.name else f"<Blob {self._shape}>"
 

@@ -156,6 +156,11 @@ def test_legacy_accessors_refuse_more_than_four_axes() -> None:
         _ = blob(1, 2, 3, 4, 5).height
 
 
+def test_a_message_names_blob_and_shape() -> None:
+    assert f"{blob(2, 3, name='conv1')}" == "'conv1' (2, 3)"
+    assert f"{blob(2, 3, name='')}" == "(2, 3)"
+
+
 def test_repr_names_blob_and_shape() -> None:
     assert repr(blob(2, 3, name="conv1")) == "<Blob 'conv1' (2, 3)>"
     assert repr(blob(2, 3, name="")) == "<Blob (2, 3)>"

@@ -31,10 +31,9 @@ def create(param: Any, phase: int, device: Device) -> Layer:
     """
     if param.type not in REGISTRY:
         known = layer_type_list()
-        hint = suggest(param.type, known)
-        raise NetError(
-            f"unknown layer type '{param.type}'. {hint}{' ' if hint else ''}Known types: {', '.join(known)}."
-        )
+        problem = f"unknown layer type '{param.type}'." if param.type else "the layer has no type."
+        words = [problem, suggest(param.type, known), f"Known types: {', '.join(known)}."]
+        raise NetError(" ".join(filter(None, words)))
     layer = REGISTRY[param.type](param, phase, device)
     for proto in param.blobs:
         layer.blobs.append(_blob_from(proto, device))

@@ -130,7 +130,5 @@ class Layer:
         """Return `axis` of `blob` as a non-negative index; a negative one counts from the end."""
         axes = len(blob.shape)
         if not -axes <= axis < axes:
-            raise ShapeError(
-                f"axis {axis} does not exist. Expected -{axes} to {axes - 1}, received shape {blob.shape}."
-            )
+            raise ShapeError(f"axis {axis} does not exist. Expected -{axes} to {axes - 1} for bottom {blob}.")
         return axis % axes

@@ -94,11 +94,11 @@ class Convolution(Layer):
         if len(spatial) != len(self.kernel) or shape[self.axis] != self.channels:
             raise ShapeError(
                 f"the bottom does not fit the weights. Expected {self.channels} channels at axis {self.axis} and "
-                f"{len(self.kernel)} spatial axes, received shape {shape} (weights {self.blobs[0].shape})."
+                f"{len(self.kernel)} spatial axes, received {bottom[0]} (weights {self.blobs[0].shape})."
             )
         for i, other in enumerate(bottom):
             if other.shape != shape:
-                raise ShapeError(f"bottom {i} must have bottom 0's shape. Expected {shape}, received {other.shape}.")
+                raise ShapeError(f"bottom {i} must have the shape of bottom 0, {bottom[0]}. Received {other}.")
         out = self._out_shape(spatial)
         for blob in top:
             blob.reshape(*shape[: self.axis], self.num_output, *out)

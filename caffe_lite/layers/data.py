@@ -42,6 +42,8 @@ class Data(Layer):
         data = self.param.data_param
         if not data.batch_size:
             raise NetError("data_param: batch_size is missing. Expected 1 or more.")
+        if not data.source:
+            raise NetError("data_param: source is missing. Set it to the folder of a database.")
         self._transformer = Transformer(self.param.transform_param, self.phase, self.seed)
         self._reader = open_reader(data.source, caffe_pb2.DataParameter.DB.Name(data.backend))
         first = load(data.source, itertools.islice(self._reader.read(), 1), self._transformer, 0).pixels

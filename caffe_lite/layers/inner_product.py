@@ -71,7 +71,7 @@ class InnerProduct(Layer):
         if inputs != self.inputs:
             raise ShapeError(
                 f"the input size does not fit the weights. Expected {self.inputs} inputs from axis {axis} on, received "
-                f"{inputs} (bottom shape {shape}, weights {self.blobs[0].shape})."
+                f"{inputs} (bottom {bottom[0]}, weights {self.blobs[0].shape})."
             )
         self.rows = math.prod(shape[:axis])
         top[0].reshape(*shape[:axis], self.num_output)

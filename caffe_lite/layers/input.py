@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from caffe_lite.blob import Blob
 from caffe_lite.errors import NetError
 from caffe_lite.fillers import fill
@@ -56,6 +58,8 @@ class DummyData(Layer):
 
     ``dummy_data_param { data_filler shape num channels height width }``: one for all tops, or one a top.
 
+    The values are a function of the layer's seed and the number of the pass, so that a resumed run repeats them.
+
     Caffe's quirks: without ``data_filler`` a top is zero.  As constants are never filled again, what a script writes
     into such a top stays.
     """
@@ -69,17 +73,20 @@ class DummyData(Layer):
         self._fillers = _one_each("data_filler", fillers, top)
         for blob, shape in zip(top, self._shapes(top), strict=True):
             blob.reshape(shape)
-        for blob, filler in zip(top, self._fillers, strict=True):
-            self._fill(blob, filler)
+        self._passes = 0
+        self._fill(top, self._fillers)
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Keep the tops as they are: setup shaped them."""
 
     def prepare(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Fill the tops whose filler is not constant."""
-        for blob, filler in zip(top, self._fillers, strict=True):
-            if filler.type != "constant":
-                self._fill(blob, filler)
+        self._fill(top, [None if filler.type == "constant" else filler for filler in self._fillers])
+        self._passes += 1
+
+    def seek(self, passes: int) -> None:
+        """Go on with the values of pass number `passes`."""
+        self._passes = passes
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         pass
@@ -87,8 +94,12 @@ class DummyData(Layer):
     def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
         pass
 
-    def _fill(self, blob: Blob, filler: Any) -> None:
-        self.device.upload(blob.data_buffer, fill(filler, blob.shape, self.rng))
+    def _fill(self, top: list[Blob], fillers: list[Any]) -> None:
+        """Fill each top that has a filler with what belongs to the present pass."""
+        rng = np.random.default_rng([self.seed, self._passes])
+        for blob, filler in zip(top, fillers, strict=True):
+            if filler is not None:
+                self.device.upload(blob.data_buffer, fill(filler, blob.shape, rng))
 
     def _shapes(self, top: list[Blob]) -> list[tuple[int, ...]]:
         param = self.param.dummy_data_param

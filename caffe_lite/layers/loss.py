@@ -41,8 +41,8 @@ class Labels:
         """Prepare for one label per position of `scores`.  Raises `ShapeError` if `labels` has another number."""
         if labels.count != extents.positions:
             raise ShapeError(
-                f"there must be one label for each prediction. Expected {extents.positions} labels for predictions of "
-                f"shape {scores.shape} with {extents.channels} classes, received shape {labels.shape}."
+                f"there must be one label for each prediction. Expected {extents.positions} labels for predictions "
+                f"{scores} with {extents.channels} classes, received labels {labels}."
             )
         if extents.positions != self._extents.positions:
             self.chunks = -(-extents.positions // CHUNK)
@@ -115,8 +115,7 @@ class SoftmaxWithLoss(Layer):
         scores, labels = bottom
         if scores.shape[:1] != labels.shape[:1]:
             raise ShapeError(
-                "scores and labels must have the same first dimension. "
-                f"Received shapes {scores.shape} and {labels.shape}."
+                f"scores and labels must have the same first dimension. Received scores {scores}, labels {labels}."
             )
         axis = self.axis_of(scores, self.param.softmax_param.axis)
         self._extents = Extents.around(axis, scores.shape)

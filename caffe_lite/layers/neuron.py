@@ -71,7 +71,7 @@ class Dropout(Neuron):
 
     Shapes: any; the top has the bottom's.
 
-    ``dropout_param { dropout_ratio }``: above 0 and below 1, 0.5 by default.
+    ``dropout_param { dropout_ratio }``: at least 0, which keeps everything, and below 1; 0.5 by default.
 
     Caffe's quirks: the scaling is done while training, so that weights need no change for a test.  The original draws
     other numbers on the GPU than on the CPU; here the same seed drops the same elements everywhere.
@@ -81,8 +81,8 @@ class Dropout(Neuron):
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
         ratio = self.param.dropout_param.dropout_ratio
-        if not 0 < ratio < 1:
-            raise NetError(f"dropout_ratio must lie between 0 and 1. Received {ratio:g}.")
+        if not 0 <= ratio < 1:
+            raise NetError(f"dropout_ratio must be at least 0 and below 1. Received {ratio:g}.")
         self._scale = 1 / (1 - ratio)
         self._drop_below = min(round(ratio * 2**32), 2**32 - 1)
         self._kept: Buffer | None = None

@@ -50,12 +50,12 @@ class Pooling(Layer):
     The pool STOCHASTIC is not supported.
 
     *Caffe's quirks.*  Sizes round up unless `round_mode` is FLOOR, while convolution rounds down: the last window may
-    stick out of the plane and is clipped.  With padding, a last window that would begin beyond the plane and its first
-    padding is left out.  The average divides by the window's size clipped to the plane and its padding: zeros of the
-    padding count, what lies beyond them does not.  The first of several maxima wins.  A NaN in a window is its maximum,
-    so that it stays visible; the original's own kernels pass it over, its cuDNN engine does not.  With a stride larger
-    than the kernel and rounding up, a last window can be empty: MAX then gives -FLT_MAX and mask -1 as the original
-    does, AVE gives 0 where the original divides by 0.
+    stick out of the plane and is clipped.  With padding, along either axis, a last window that would begin beyond the
+    plane and its first padding is left out.  The average divides by the window's size clipped to the plane and its
+    padding: zeros of the padding count, what lies beyond them does not.  The first of several maxima wins.  A NaN in a
+    window is its maximum, so that it stays visible; the original's own kernels pass it over, its cuDNN engine does not.
+    With a stride larger than the kernel, no padding and rounding up, a last window can be empty: MAX then gives
+    -FLT_MAX and mask -1 as the original does, AVE gives 0 where the original divides by 0.
     """
 
     exact_bottoms = 1
@@ -87,7 +87,7 @@ class Pooling(Layer):
         """Size the tops and the mask.  Raises `ShapeError` unless the bottom has four axes and holds a window."""
         shape = bottom[0].shape
         if len(shape) != 4:
-            raise ShapeError(f"expected a bottom of four axes (num, channels, height, width), received shape {shape}.")
+            raise ShapeError(f"expected a bottom of four axes (num, channels, height, width), received {bottom[0]}.")
         num, channels, height, width = shape
         if self.global_pooling:
             self.kernel = height, width
@@ -140,7 +140,7 @@ class Pooling(Layer):
         room = size + 2 * pad - kernel
         ceil = self.param.pooling_param.round_mode == caffe_pb2.PoolingParameter.CEIL
         pooled = (-(-room // stride) if ceil else room // stride) + 1
-        if pad and (pooled - 1) * stride >= size + pad:
+        if any(self.pad) and (pooled - 1) * stride >= size + pad:
             pooled -= 1
         if pooled < 1:
             raise ShapeError(

@@ -114,7 +114,7 @@ def test_accuracy_refuses_more_best_scores_than_classes() -> None:
 
 
 def test_accuracy_refuses_labels_that_do_not_fit() -> None:
-    message = r"one label for each prediction. Expected 40 labels .* received shape \(39,\)"
+    message = r"one label for each prediction. Expected 40 labels .* received labels 'bottom_1' \(39,\)"
     with pytest.raises(ShapeError, match=message):
         run_layer(accuracy(), [ROWS[0], ROWS[1][1:]])
 

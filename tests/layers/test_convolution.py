@@ -191,13 +191,13 @@ def test_a_kernel_larger_than_its_padded_input_is_an_error_with_the_figures(opti
 @pytest.mark.parametrize("shape", [(2, 4, 5, 5), (2, 3, 5), (2, 3, 5, 5, 5)])
 def test_a_bottom_that_no_longer_fits_the_weights_is_an_error(shape):
     run = run_layer(convolution("num_output: 2 kernel_size: 3"), [random(34, 2, 3, 5, 5)])
-    expected = r"Expected 3 channels at axis 1 and 2 spatial axes, received shape .* \(weights \(2, 3, 3, 3\)\)"
+    expected = r"Expected 3 channels at axis 1 and 2 spatial axes, received 'bottom_0' .* \(weights \(2, 3, 3, 3\)\)"
     with pytest.raises(ShapeError, match=expected):
         run.reshape(random(34, *shape))
 
 
 def test_bottoms_of_different_shapes_are_an_error():
-    message = r"bottom 1 must have bottom 0's shape. Expected \(2, 3, 5, 5\), received \(1, 3, 5, 5\)"
+    message = r"bottom 1 must have the shape of bottom 0, 'bottom_0' \(2, 3, 5, 5\). Received 'bottom_1' \(1, 3"
     with pytest.raises(ShapeError, match=message):
         run_layer(convolution("num_output: 2 kernel_size: 3"), [random(35, 2, 3, 5, 5), random(35, 1, 3, 5, 5)])
 

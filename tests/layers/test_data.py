@@ -304,6 +304,11 @@ def test_the_missing_batch_size_is_an_error(tmp_path: Path, open_layer: Any) -> 
         open_layer(prototxt(database(tmp_path / "db", pictures(1)), 0))
 
 
+def test_the_missing_source_is_an_error(open_layer: Any) -> None:
+    with pytest.raises(NetError, match=r"data_param: source is missing. Set it to the folder of a database"):
+        open_layer(prototxt(Path("db"), 1).replace('source: "db"', ""))
+
+
 def test_the_missing_backend_is_explained(tmp_path: Path, open_layer: Any) -> None:
     text = prototxt(database(tmp_path / "db", pictures(1)), 1).replace("backend: LMDB", "")
     with pytest.raises(DataError, match="the backend LEVELDB is not supported by this version"):

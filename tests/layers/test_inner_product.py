@@ -113,7 +113,7 @@ def test_no_outputs_are_an_error():
 
 def test_another_input_size_is_an_error_with_both_shapes():
     run = run_layer(inner_product("num_output: 3"), [random(48, 2, 4, 5)])
-    message = r"Expected 20 inputs from axis 1 on, received 24 \(bottom shape \(2, 4, 6\), weights \(3, 20\)\)"
+    message = r"Expected 20 inputs from axis 1 on, received 24 \(bottom 'bottom_0' \(2, 4, 6\), weights \(3, 20\)\)"
     with pytest.raises(ShapeError, match=message):
         run.reshape(random(48, 2, 4, 6))
 

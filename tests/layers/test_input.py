@@ -13,9 +13,10 @@ from caffe_lite.layers import Layer, create
 from .harness import TRAIN, layer_parameter
 
 
-def build(text: str, tops: int) -> tuple[Layer, list[Blob]]:
+def build(text: str, tops: int, seed: int = 7) -> tuple[Layer, list[Blob]]:
     device = host_device()
     layer = create(layer_parameter(text), TRAIN, device)
+    layer.seed = seed
     blobs = [Blob(device, (), f"top_{i}") for i in range(tops)]
     layer.setup([], blobs)
     layer.reshape([], blobs)
@@ -95,9 +96,14 @@ def test_one_filler_serves_all_tops_with_numbers_of_their_own() -> None:
     assert (first != second).all()
 
 
-def test_dummy_data_repeats_with_the_generator() -> None:
+def test_dummy_data_is_a_function_of_the_seed_and_the_pass() -> None:
     text = dummy('shape { dim: 9 } data_filler { type: "uniform" }')
-    np.testing.assert_array_equal(run(*build(text, 1))[0], run(*build(text, 1))[0])
+    layer, tops = build(text, 1)
+    passes = [run(layer, tops)[0] for _ in range(4)]
+    again, its_tops = build(text, 1)
+    again.seek(2)
+    np.testing.assert_array_equal([run(again, its_tops)[0] for _ in range(2)], passes[2:])
+    assert (run(*build(text, 1, seed=8))[0] != passes[0]).all()
 
 
 @pytest.mark.parametrize(

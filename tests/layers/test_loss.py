@@ -210,14 +210,17 @@ def _assert_only_position_two_has_no_gradient(run: LayerRun) -> None:
 
 
 def test_labels_and_predictions_must_have_the_same_number() -> None:
-    message = r"Expected 30 labels for .* \(2, 4, 3, 5\) with 4 classes, received shape \(2, 15, 2\)"
+    message = (
+        r"Expected 30 labels for .* 'bottom_0' \(2, 4, 3, 5\) with 4 classes, received labels 'bottom_1' \(2, 15, 2\)"
+    )
     with pytest.raises(ShapeError, match=message):
         run_layer(loss(), [SPATIAL[0], np.zeros((2, 15, 2))])
 
 
 @pytest.mark.parametrize(("shape", "shown"), [((10,), r"\(10,\)"), ((), r"\(\)")])
 def test_labels_and_predictions_must_have_the_same_first_dimension(shape: tuple[int, ...], shown: str) -> None:
-    with pytest.raises(ShapeError, match=rf"same first dimension. Received shapes \(6, 10\) and {shown}"):
+    message = rf"same first dimension. Received scores 'bottom_0' \(6, 10\), labels 'bottom_1' {shown}"
+    with pytest.raises(ShapeError, match=message):
         run_layer(loss(), [ROWS[0], np.zeros(shape)])
 
 

@@ -14,6 +14,7 @@ from .harness import (
     TEST,
     TRAIN,
     assert_close,
+    check_gradient,
     check_layer,
     check_reference,
     distinct,
@@ -88,6 +89,7 @@ def test_dropout_sends_the_gradient_through_what_it_kept() -> None:
     run = run_layer(DROPOUT, [distinct(3, 5, 7)], TRAIN)
     diff = random(4, 5, 7)
     assert_close(run.backward([diff])[0][0], np.where(kept(run.tops[0]), diff * SCALE, 0), "diff")
+    check_gradient(DROPOUT, [distinct(3, 5, 7)])  # each pass of the harness has the same number, and drops the same
 
 
 def test_dropout_draws_anew_in_each_pass_and_the_same_for_the_same_pass() -> None:
@@ -140,8 +142,15 @@ def test_dropout_works_in_place_and_after_a_reshape() -> None:
         assert_close(top, np.where(kept(top), larger * SCALE, 0), "top after a reshape")
 
 
-@pytest.mark.parametrize("ratio", ["0", "1", "-0.5", "1.5"])
-def test_dropout_refuses_a_ratio_that_is_no_probability_between_the_extremes(ratio: str) -> None:
-    message = re.escape(f"dropout_ratio must lie between 0 and 1. Received {ratio}.")
+def test_dropout_of_nothing_changes_nothing() -> None:
+    x, dy = random(1, 3, 50), random(2, 3, 50)
+    run = run_layer('type: "Dropout" dropout_param { dropout_ratio: 0 }', [x], TRAIN)
+    np.testing.assert_array_equal(run.tops[0], x)
+    np.testing.assert_array_equal(run.backward([dy])[0][0], dy)
+
+
+@pytest.mark.parametrize("ratio", ["1", "-0.5", "1.5"])
+def test_dropout_refuses_a_ratio_that_is_no_probability_below_one(ratio: str) -> None:
+    message = re.escape(f"dropout_ratio must be at least 0 and below 1. Received {ratio}.")
     with pytest.raises(NetError, match=message):
         run_layer(f'type: "Dropout" dropout_param {{ dropout_ratio: {ratio} }}', [random(1, 2)])

@@ -32,7 +32,7 @@ def windows(shape, kernel, stride, pad, ceil):
     for size, k, s, p in zip(shape, kernel, stride, pad, strict=True):
         exact = (size + 2 * p - k) / s
         count = (math.ceil(exact) if ceil else math.floor(exact)) + 1
-        if p and (count - 1) * s >= size + p:
+        if any(pad) and (count - 1) * s >= size + p:
             count -= 1
         counts.append(count)
     for place in itertools.product(*map(range, counts)):
@@ -78,6 +78,7 @@ SETTINGS = {
     "rectangular": ((3, 2), (1, 3), (2, 1), True, (5, 11)),
     "gaps between windows": ((2, 1), (3, 2), (0, 0), False, (8, 7)),
     "wide kernel": ((5, 4), (2, 3), (3, 2), True, (9, 17)),
+    "padding of the height leaves out an empty column": ((2, 1), (1, 4), (1, 0), True, (5, 6)),
     "one column": ((3, 1), (2, 1), (1, 0), True, (9, 1)),
     "one element": ((1, 1), (1, 1), (0, 0), True, (1, 1)),
 }
@@ -240,7 +241,9 @@ def test_average_pooling_with_a_mask_top_is_an_error():
 
 
 def test_a_bottom_without_four_axes_is_an_error():
-    with pytest.raises(ShapeError, match=r"four axes \(num, channels, height, width\), received shape \(2, 6, 6\)"):
+    with pytest.raises(
+        ShapeError, match=r"four axes \(num, channels, height, width\), received 'bottom_0' \(2, 6, 6\)"
+    ):
         run_layer(pooling("kernel_size: 2"), [distinct(15, 2, 6, 6)])
 
 

@@ -92,7 +92,7 @@ def test_softmax_shows_nan_and_keeps_it_to_its_position(shape: tuple[int, ...]) 
 
 
 def test_softmax_refuses_an_axis_that_is_not_there() -> None:
-    with pytest.raises(ShapeError, match=r"axis 2 does not exist. Expected -2 to 1, received shape \(3, 4\)"):
+    with pytest.raises(ShapeError, match=r"axis 2 does not exist. Expected -2 to 1 for bottom 'bottom_0' \(3, 4\)"):
         run_layer('type: "Softmax" softmax_param { axis: 2 }', [random(1, 3, 4)])
 
 

@@ -132,6 +132,19 @@ class Parameters:
         if self.offsets == other.offsets and self.rows == other.rows:
             self._flat.share_data(other._flat)
 
+    def strays(self) -> list[tuple[Buffer, Buffer]]:
+        """Return memory and place in `data` of each param that `share_data` has given memory elsewhere.
+
+        `share_with` does that where only some layers of two nets match.  An update copies such a param into its place
+        before, and back after.
+        """
+        flat = self.data
+        return [
+            (blob.data_buffer, flat.view(offset, blob.count))
+            for blob, offset in zip(self.blobs, self.offsets, strict=True)
+            if blob.data_buffer.pointer != flat.pointer + offset * flat.dtype.itemsize
+        ]
+
     def _place(self, offset: int, count: int) -> tuple[Memory, Memory]:
         flat = self._flat
         return (

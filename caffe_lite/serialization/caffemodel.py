@@ -131,8 +131,10 @@ def _warn_of_nothing_copied(path: str, source: list[tuple[str, list[Array]]], ta
         )
 
 
-def write(path: files.PathLike, net: Net, write_diff: bool = False) -> None:
+def write(path: files.PathLike, net: Net, write_diff: bool = False, to: files.Write = files.write_atomically) -> None:
     """Write the weights of `net` to the file at `path` as Caffe does: each layer's whole param with its blobs.
+
+    `to` does the writing; `files.together` gives one for several files.
 
     Raises:
         FileAccessError: the file cannot be written; the old one stays.
@@ -140,7 +142,7 @@ def write(path: files.PathLike, net: Net, write_diff: bool = False) -> None:
     """
     count = sum(blob.count for layer in net.layers for blob in layer.blobs)
     message.check_size(path, count * (8 if write_diff else 4))
-    message.write(path, to_message(net, write_diff))
+    message.write(path, to_message(net, write_diff), to)
 
 
 def to_message(net: Net, write_diff: bool = False) -> Any:

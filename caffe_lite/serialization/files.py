@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import os
 import re
 import secrets
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from caffe_lite.errors import FileAccessError, MissingFileError
 
 PathLike = str | os.PathLike[str]
+Write = Callable[[PathLike, bytes], None]
 
 # What a file begins with when it is none of Caffe's: offset, bytes, description.
 MAGIC = (
-    (0, b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+    (0, b"\x89HDF", "an HDF5 file"),
     (0, b"version https://git-lfs", "a Git LFS pointer that stands for the real file; `git lfs pull` fetches that one"),
-    (0, b"\x89PNG\r\n\x1a\n", "a PNG image"),
+    (0, b"\x89PNG", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
-    (0, b"PK\x03\x04", "a zip archive (an .npz or a PyTorch file is one, too)"),
+    (0, b"PK\x03\x04", "a zip archive (an .npz or a PyTorch file is one, too); unpack it first"),
     (0, b"\x1f\x8b", "a gzip archive; unpack it first"),
     (0, b"\x93NUMPY", "a numpy array (.npy)"),
+    (0, b"\xff\xfe", "text in UTF-16; save it as UTF-8"),
+    (0, b"\xfe\xff", "text in UTF-16; save it as UTF-8"),
     (16, b"\xde\xc0\xef\xbe", "the data file of an LMDB database"),
 )
+MARKUP = ((b"<?xml", "an XML file"), (b"<", "an HTML page, as a failed download leaves it"))
 HEAD_SIZE = 512
 
 
@@ -47,18 +53,23 @@ def read_bytes(path: PathLike) -> bytes:
         raise FileAccessError(f"{os.fspath(path)}: cannot be read: {error.strerror}.") from error
 
 
-def looks_like(data: bytes) -> str | None:
-    """Return what `data` is if its beginning tells that it is not a protobuf message, for example "a PNG image"."""
-    if not data:
-        return "an empty file"
+def foreign(data: bytes) -> str | None:
+    """Return what `data` is if its beginning tells that no file of Caffe's begins so, for example "a PNG image"."""
     for offset, magic, description in MAGIC:
         if data[offset : offset + len(magic)] == magic:
             return description
-    text = _as_text(data[:HEAD_SIZE])
+    head = data[:HEAD_SIZE].removeprefix(codecs.BOM_UTF8).lstrip()
+    if not head:
+        return "an empty file"
+    return next((description for tag, description in MARKUP if head.startswith(tag)), None)
+
+
+def looks_like(data: bytes) -> str | None:
+    """Return what `data` is if its beginning tells that it is not a protobuf message: something foreign, or text."""
+    description = foreign(data)
+    text = None if description else _as_text(data[:HEAD_SIZE])
     if text is None:
-        return None
-    if text.lstrip().startswith("<"):
-        return "an HTML page, as a failed download leaves it"
+        return description
     if re.search(r"^\s*\w+\s*[:{]", text, re.MULTILINE):
         return "a text prototxt"
     return "a text file"
@@ -84,35 +95,53 @@ def write_atomically(path: PathLike, data: bytes) -> None:
     Raises:
         FileAccessError: the file cannot be written.  What was at `path` is whole, and no temporary file is left.
     """
-    target = Path(path).resolve()
-    kept = ""
+    with together() as write:
+        write(path, data)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[Write]:
+    """Give a `write_atomically` whose files take their places when the block has ended: all of them or none.
+
+    Raises `FileAccessError`, and whatever the block raises; the old files are whole then.
+    """
+    staged: list[tuple[PathLike, Path, Path]] = []  # path, target, temporary file
+
+    def write(path: PathLike, data: bytes) -> None:
+        target = Path(path).resolve()
+        with _explained(path, target):
+            if target.exists() and not target.is_file():
+                raise OSError(errno.EINVAL, "it is a folder or a device, not a file")
+            temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+            with temporary.open("xb") as file:
+                staged.append((path, target, temporary))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+
     try:
-        if target.is_file():
-            kept = " The old file is unchanged."
-        elif target.exists():
-            raise OSError(errno.EINVAL, "it is a folder or a device, not a file")
-        _replace(target, data)
+        yield write
+        for path, target, temporary in staged:
+            with _explained(path, target):
+                temporary.replace(target)
+    finally:
+        for _, _, temporary in staged:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+@contextlib.contextmanager
+def _explained(path: PathLike, target: Path) -> Iterator[None]:
+    """Turn an `OSError` from the `with` block into a `FileAccessError` that says why `path` cannot be written."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise FileAccessError(
             f"{os.fspath(path)}: cannot be written: the folder '{Path(path).parent}' does not exist."
         ) from error
     except OSError as error:
+        kept = " The old file is unchanged." if target.is_file() else ""
         raise FileAccessError(f"{os.fspath(path)}: cannot be written: {error.strerror}.{kept}") from error
-
-
-def _replace(target: Path, data: bytes) -> None:
-    """Write a temporary file beside `target`, and let it take its place."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
 
 
 def check_writable(prefix: PathLike) -> None:
@@ -131,9 +160,10 @@ def check_writable(prefix: PathLike) -> None:
         probe.touch(exist_ok=False)
         probe.unlink()
     except FileNotFoundError as error:
-        raise FileAccessError(
-            f"{where}: the folder '{folder}' does not exist. Create it with `mkdir -p {folder}`."
-        ) from error
+        advice = f"the folder '{folder}' does not exist. Create it with `mkdir -p {folder}`."
+        if folder.is_dir():  # as /proc, which takes no files
+            advice = f"the folder '{folder}' takes no new files. Choose another prefix."
+        raise FileAccessError(f"{where}: {advice}") from error
     except NotADirectoryError as error:
         raise FileAccessError(f"{where}: '{folder}' is not a folder. Choose another prefix.") from error
     except OSError as error:

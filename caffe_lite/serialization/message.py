@@ -103,15 +103,15 @@ def read(path: files.PathLike, name: str) -> Any:
     raise WeightsError(f"{path} is not {kind.description}, or it is damaged: its {len(data)} bytes make no sense.")
 
 
-def write(path: files.PathLike, message: Any) -> None:
-    """Write a message to the file at `path`, all of it or nothing.
+def write(path: files.PathLike, message: Any, to: files.Write = files.write_atomically) -> None:
+    """Write a message to the file at `path`, all of it or nothing; `to` does the writing.
 
     Raises:
         FileAccessError: the file cannot be written; the old one stays.
         WeightsError: the message is larger than a protobuf message may be.
     """
     check_size(path, message.ByteSize())
-    files.write_atomically(path, message.SerializeToString())
+    to(path, message.SerializeToString())
 
 
 def check_size(path: files.PathLike, size: int) -> None:

@@ -39,8 +39,8 @@ def read(path: files.PathLike) -> State:
     return State(state.iter, state.learned_net, history, state.current_step)
 
 
-def write(path: files.PathLike, state: State) -> None:
-    """Write `state` to the file at `path`, as Caffe writes it.
+def write(path: files.PathLike, state: State, to: files.Write = files.write_atomically) -> None:
+    """Write `state` to the file at `path`, as Caffe writes it; `to` does the writing.
 
     Raises:
         FileAccessError: the file cannot be written; the old one stays.
@@ -51,4 +51,4 @@ def write(path: files.PathLike, state: State) -> None:
     )
     for array in state.history:
         blobproto.fill(solver_state.history.add(), array)
-    message.write(path, solver_state)
+    message.write(path, solver_state, to)

@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
-from google.protobuf import text_format
 from numpy.typing import NDArray
 
 from caffe_lite import prototxt, random
 from caffe_lite.devices.tape import Program
 from caffe_lite.errors import SolverError
+from caffe_lite.graph import text_of
 from caffe_lite.net import Net
 from caffe_lite.proto import caffe_pb2
-from caffe_lite.serialization import caffemodel, files
+from caffe_lite.serialization import caffemodel, files, solverstate
 from caffe_lite.solvers import history, nets
 from caffe_lite.solvers.diagnosis import first_nonfinite
 
@@ -107,7 +107,7 @@ class Solver(abc.ABC):
         self._warned_of_nan = False
         self._restart_clock()
         self._settle_snapshot_prefix()
-        logger.info("Initializing solver from parameters: \n%s", text_format.MessageToString(self.param))
+        logger.info("Initializing solver from parameters: \n%s", text_of(self.param))
         try:
             self.check_param()
         except SolverError as error:
@@ -163,7 +163,8 @@ class Solver(abc.ABC):
         """Train up to ``max_iter``, from the state in `resume_file` if there is one; snapshot and test at the end."""
         param = self.param
         if not param.HasField("max_iter"):
-            raise SolverError("max_iter is missing. Set it to the number of iterations to train.")
+            where = self._solver_file or "solver"
+            raise SolverError(f"{where}: max_iter is missing. Set it to the number of iterations to train.")
         if param.snapshot_after_train:
             files.check_writable(self.param.snapshot_prefix)
         logger.info("Solving %s", self.net.name)
@@ -317,16 +318,16 @@ class Solver(abc.ABC):
     # -- snapshots
 
     def snapshot(self) -> None:
-        """Write ``<snapshot_prefix>_iter_<iter>.caffemodel``, and then the ``.solverstate`` that goes with it.
+        """Write ``<snapshot_prefix>_iter_<iter>.caffemodel`` and the ``.solverstate`` that goes with it.
 
-        Each file is written whole or not at all.  Raises `FileAccessError`; an older file of that name stays then.
+        Both are written whole or neither is.  Raises `FileAccessError`; older files of these names stay then.
         """
-        model_file = self._snapshot_name(".caffemodel")
-        logger.info("Snapshotting to binary proto file %s", model_file)
-        caffemodel.write(model_file, self.net, self.param.snapshot_diff)
-        state_file = self._snapshot_name(".solverstate")
-        logger.info("Snapshotting solver state to binary proto file %s", state_file)
-        self.history.write(state_file, self.iter, model_file, self.current_step)
+        model_file, state_file = self._snapshot_name(".caffemodel"), self._snapshot_name(".solverstate")
+        with files.together() as write:
+            logger.info("Snapshotting to binary proto file %s", model_file)
+            caffemodel.write(model_file, self.net, self.param.snapshot_diff, write)
+            logger.info("Snapshotting solver state to binary proto file %s", state_file)
+            solverstate.write(state_file, self.history.state(self.iter, model_file, self.current_step), write)
 
     def restore(self, path: str | os.PathLike[str]) -> None:
         """Go on where the ``.solverstate`` file `path` was written: iteration, weights, history and place in the data.
@@ -363,7 +364,7 @@ class Solver(abc.ABC):
         if not self.param.HasField("snapshot_prefix"):
             self.param.snapshot_prefix = str(root)
             logger.info("snapshot_prefix was not specified and is set to %s", root)
-        elif Path(prefix).is_dir():
+        elif os.path.isdir(prefix):  # noqa: PTH112 (Path.is_dir raises where a name is too long)
             self.param.snapshot_prefix = str(Path(prefix) / root.name)
             logger.info("snapshot_prefix was a directory and is replaced to %s", self.param.snapshot_prefix)
 

@@ -50,9 +50,9 @@ class History:
         for segment, array in zip(self._segments, arrays, strict=True):
             self._device.upload(segment, array)
 
-    def write(self, path: str, iteration: int, learned_net: str, current_step: int) -> None:
-        """Write the ``.solverstate`` file `path`.  Raises `FileAccessError`; an older file stays then."""
-        solverstate.write(path, solverstate.State(iteration, learned_net, self.arrays(), current_step))
+    def state(self, iteration: int, learned_net: str, current_step: int) -> solverstate.State:
+        """Return what a ``.solverstate`` file holds."""
+        return solverstate.State(iteration, learned_net, self.arrays(), current_step)
 
     def read(self, path: str | os.PathLike[str]) -> solverstate.State:
         """Return the state in the ``.solverstate`` file `path`, whose history fits this one.

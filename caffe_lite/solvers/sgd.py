@@ -112,15 +112,21 @@ class SGDSolver(Solver):
         )
 
     def _update_program(self) -> Program:
-        # share_with gives the net other memory.
-        constants = (*self.constants(), self.net.parameters.data.pointer)
+        # share_with gives the net other memory: all of it, or that of some params.
+        device, parameters = self.net.device, self.net.parameters
+        strays = parameters.strays()
+        constants = (*self.constants(), parameters.data.pointer, *((own.pointer, to.pointer) for own, to in strays))
         if self._update is None or constants != self._recorded:
-            self.net.device.upload(self._norm_and_clip, NOT_CLIPPED)
-            self._update = Program(self.net.device)
+            device.upload(self._norm_and_clip, NOT_CLIPPED)
+            self._update = Program(device)
             with self._update.recording():
+                for own, place in strays:
+                    device.copy(own, place)
                 if self.param.clip_gradients >= 0:
                     self._launch_clip()
                 self.launch_update()
+                for own, place in strays:
+                    device.copy(place, own)
             self._recorded = constants
         return self._update
 

@@ -81,6 +81,27 @@ def test_a_file_that_ends_in_the_middle_of_a_write_leaves_the_old_file_whole(tmp
     assert names_in(tmp_path) == ["weights"]
 
 
+def test_files_written_together_appear_together(tmp_path: Path) -> None:
+    with files.together() as write:
+        write(tmp_path / "model", b"model")
+        write(tmp_path / "state", b"state")
+        assert not (tmp_path / "model").exists()
+    assert [(tmp_path / name).read_bytes() for name in names_in(tmp_path)] == [b"model", b"state"]
+
+
+def test_of_files_written_together_none_is_replaced_if_one_fails(tmp_path: Path) -> None:
+    (tmp_path / "model").write_bytes(b"old")
+    (tmp_path / "state").mkdir()
+    with (
+        pytest.raises(FileAccessError, match=r"state: cannot be written: it is a folder or a device"),
+        files.together() as write,
+    ):
+        write(tmp_path / "model", b"new")
+        write(tmp_path / "state", b"new")
+    assert (tmp_path / "model").read_bytes() == b"old"
+    assert names_in(tmp_path) == ["model", "state"]
+
+
 def test_an_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(descriptor: int) -> None:
         raise KeyboardInterrupt
@@ -124,6 +145,12 @@ def test_a_prefix_below_a_file_says_that_it_is_no_folder(tmp_path: Path) -> None
         files.check_writable(tmp_path / "file" / "lenet")
 
 
+def test_a_folder_that_takes_no_files_is_not_called_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "touch", failing(errno.ENOENT))  # as Linux answers in /proc
+    with pytest.raises(FileAccessError, match=r"the folder '.*' takes no new files. Choose another prefix"):
+        files.check_writable(tmp_path / "lenet")
+
+
 def test_a_prefix_on_a_read_only_disk_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Path, "touch", failing(errno.EROFS))
     with pytest.raises(FileAccessError, match=r"Read-only file system in folder '.*'. Choose a folder that you may"):
@@ -164,6 +191,8 @@ def test_a_file_that_must_not_be_read_says_so(tmp_path: Path, monkeypatch: pytes
         (b"name: 'LeNet'\nlayer {\n", "a text prototxt"),
         (b"# a comment\n\nlayer {", "a text prototxt"),
         (b"\n<!DOCTYPE html>\n<html>", "an HTML page"),
+        (b"<?xml version='1.0'?>", "an XML file"),
+        ("name".encode("utf-16"), "text in UTF-16; save it as UTF-8"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "a Git LFS pointer"),
         (b"\x89HDF\r\n\x1a\n\0\0", "an HDF5 file"),
         (b"\x89PNG\r\n\x1a\n\0", "a PNG image"),

@@ -155,6 +155,27 @@ def test_a_net_that_shares_other_weights_updates_those(make_solver: MakeSolver) 
     np.testing.assert_allclose(second.net.params["ip2"][1].data, before - 0.1, rtol=1e-6)
 
 
+def test_params_that_left_the_flat_buffer_are_updated_where_they_are(make_solver: MakeSolver) -> None:
+    settings = BASE + "momentum: 0.9 weight_decay: 0.1 clip_gradients: 0.5"
+    whole, mixed = make_solver(settings, NET), make_solver(settings, NET)
+    # The other net has a layer more, and ip1 under another name: ip2 alone is shared.
+    other = make_solver(BASE, NET.replace('"ip1"', '"first"')).net
+    for solver in (whole, mixed):
+        solver.apply_update()
+    mixed.net.share_with(other)
+    assert mixed.net.params["ip2"][1].data_buffer.pointer == other.params["ip2"][1].data_buffer.pointer
+    for ours, theirs in zip(whole.net.params["ip2"], other.params["ip2"], strict=True):
+        ours.data[...] = theirs.data
+    for _ in range(3):
+        for solver in (whole, mixed):
+            for blob in solver.net.parameters.blobs:
+                blob.diff[...] = 1
+            solver.apply_update()
+    for expected, blob in zip(whole.net.parameters.blobs, mixed.net.parameters.blobs, strict=True):
+        np.testing.assert_array_equal(blob.data, expected.data)
+    np.testing.assert_array_equal(other.params["ip2"][1].data, whole.net.params["ip2"][1].data)
+
+
 def test_clipping_is_logged_when_it_happens(make_solver: MakeSolver, log: Callable[[], list[str]]) -> None:
     solver = make_solver('lr_policy: "fixed" base_lr: 1 clip_gradients: 4', NET)
     blob = solver.net.parameters.blobs[3]

@@ -225,18 +225,24 @@ def test_the_state_of_a_net_with_other_params_is_refused(trained: Any, make_solv
 # -- what cannot be written
 
 
-def test_a_full_disk_leaves_the_old_snapshot_whole(make_solver: MakeSolver, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("written, refused", [(0, "caffemodel"), (1, "solverstate")])
+def test_a_full_disk_leaves_the_old_snapshot_whole(
+    written: int, refused: str, make_solver: MakeSolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
     solver = make_solver(FIXED + PREFIX)
     solver.snapshot()
     before = snapshots()
     solver.net.params["ip"][0].data[...] = 3
 
+    room = iter(range(written))
+
     def full(descriptor: int) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if next(room, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(FileAccessError, match=r"s_iter_0\.caffemodel: cannot be written: No space left on device"):
+        with pytest.raises(FileAccessError, match=rf"s_iter_0\.{refused}: cannot be written: No space left on device"):
             solver.snapshot()
     assert snapshots() == before
     assert len(list(Path.cwd().iterdir())) == 2  # no temporary file is left

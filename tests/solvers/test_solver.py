@@ -248,6 +248,11 @@ def test_log_of_a_run_is_caffes(tmp_path: Path, make_solver: MakeSolver, log: Lo
         assert re.fullmatch(pattern, text), (text, pattern)
 
 
+def test_whole_numbers_in_the_log_have_no_point(make_solver: MakeSolver, log: Log) -> None:
+    make_solver(FIXED.replace("base_lr: 0.1", "base_lr: 1"))
+    assert "\nbase_lr: 1\nmax_iter: 10\n" in log()[0]
+
+
 def test_the_first_test_can_be_left_out(make_solver: MakeSolver, log: Log) -> None:
     solver = make_solver(FIXED + "test_iter: 1 test_interval: 2 test_initialization: false")
     solver.step(3)
@@ -292,7 +297,7 @@ def test_share_weights_gives_another_net_the_weights(make_solver: MakeSolver) ->
 
 def test_solve_needs_max_iter(make_solver: MakeSolver) -> None:
     solver = make_solver('base_lr: 1 lr_policy: "fixed"')
-    with pytest.raises(SolverError, match=r"max_iter is missing"):
+    with pytest.raises(SolverError, match=r"^solver: max_iter is missing. Set it to the number of iterations"):
         solver.solve()
 
 
@@ -397,6 +402,12 @@ def test_a_folder_as_snapshot_prefix_gets_the_solver_files_name(tmp_path: Path, 
     solver = solvers.get_solver(parse(FIXED + f'snapshot_prefix: "{tmp_path}"'), "lenet_solver.prototxt")
     assert solver.param.snapshot_prefix == f"{tmp_path}/lenet_solver"
     assert f"snapshot_prefix was a directory and is replaced to {tmp_path}/lenet_solver" in log()
+
+
+def test_a_prefix_longer_than_a_name_may_be_is_refused() -> None:
+    prefix = "x" * 300
+    with pytest.raises(FileAccessError, match=r"snapshot prefix 'x+' cannot be written: File name too long"):
+        solvers.get_solver(parse(FIXED + f'snapshot: 5 snapshot_prefix: "{prefix}"'), "solver.prototxt")
 
 
 def test_a_prefix_that_cannot_be_written_is_found_before_training(tmp_path: Path, make_solver: MakeSolver) -> None:

@@ -2,7 +2,6 @@
 
 [Forward] Layer conv1, top blob conv1 data: 0.0645037
 [Backward] Layer conv1, param blob 0 diff: 0.0188
-[Update] Layer conv1, param 0 data: 0.0399; diff: 0.000188
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ prefix, as in glog.  Modules log to ``logging.getLogger("caffe_lite")``, which i
 from __future__ import annotations
 
 import datetime
+import errno
 import logging
 import os
 import sys
@@ -64,9 +65,18 @@ class GlogHandler(logging.Handler):
 
     @staticmethod
     def _write(text: str) -> None:
-        if sys.stderr is not None:
+        if sys.stderr is None:
+            return
+        try:
             sys.stderr.write(text)
             sys.stderr.flush()
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            # The terminal is gone.  The hang-up signal says what is to become of the run; the log goes nowhere.
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, sys.stderr.fileno())
+            os.close(nothing)
 
 
 def init_log(level: int = logging.INFO) -> GlogHandler:

@@ -17,24 +17,13 @@ from google.protobuf import text_format
 from caffe_lite.errors import CaffeError, FileAccessError, MissingFileError, PrototxtError, suggest
 from caffe_lite.proto import caffe_pb2
 from caffe_lite.prototxt_diagnosis import explain
+from caffe_lite.serialization.files import foreign
 
 # What the scan for layers needs to see: words and braces, and, so as not to be misled by them, strings and comments.
 SCAN = re.compile(r"""#[^\n]*|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*'|[A-Za-z_]\w*|[{}<>]""")
 LAYER_FIELDS = ("layer", "layers")
 INPUT_FIELDS = ("input", "input_dim", "input_shape")
 
-# How files begin that are given for a prototxt by mistake, and what to do about each.
-SIGNATURES = (
-    (b"version https://git-lfs", "a Git LFS pointer, not the file itself. Run 'git lfs pull'."),
-    (b"<!doctype", "a web page. Download the raw file instead."),
-    (b"<html", "a web page. Download the raw file instead."),
-    (b"<?xml", "an XML file. Expected a prototxt."),
-    (b"\x89hdf", "an HDF5 file. Expected a prototxt; weights are passed apart from the net."),
-    (b"pk\x03\x04", "a zip archive. Unpack it first."),
-    (b"\x1f\x8b", "a gzip archive. Unpack it first."),
-    (b"\xff\xfe", "UTF-16 text. Save the file as UTF-8."),
-    (b"\xfe\xff", "UTF-16 text. Save the file as UTF-8."),
-)
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f]")
 
 
@@ -121,16 +110,14 @@ def _read_text(path: str | os.PathLike[str]) -> str:
 
 
 def _check_kind(name: str, content: bytes) -> None:
-    start = content[:4096].removeprefix(b"\xef\xbb\xbf").lstrip()[:64].lower()
-    if not start:
-        raise PrototxtError(f"{name}: the file is empty. Expected a prototxt.")
-    for signature, sentence in SIGNATURES:
-        if start.startswith(signature):
-            raise PrototxtError(f"{name}: this is {sentence}")
-    if CONTROL.search(content[:4096]):
+    """Raise PrototxtError if `content` is not text, or text of another kind."""
+    kind = foreign(content)
+    if kind is None and CONTROL.search(content[:4096]):
         # A net's binary form begins with its name (field 1: byte 10) or with a layer.
-        kind = "weights (a binary .caffemodel)" if name.endswith(".caffemodel") or content[0] == 10 else "a binary file"
-        raise PrototxtError(f"{name}: this is {kind}, not text. Expected a prototxt.")
+        weights = name.endswith(".caffemodel") or content[0] == 10
+        kind = "weights (a binary .caffemodel), not text" if weights else "a binary file, not text"
+    if kind is not None:
+        raise PrototxtError(f"{name}: this is {kind}. Expected a prototxt.")
 
 
 def _missing(path: Path) -> MissingFileError:

@@ -220,6 +220,11 @@ class _Walk:
         if token.kind == "end":
             opened = self.stack[-1]
             return self.error(token, f"'{opened.name}', opened on line {opened.line}, is not closed by '{closing}'")
+        if "\udc80" <= token.text <= "\udcff":  # what decoding made of a byte that is not UTF-8
+            byte = ord(token.text) - 0xDC00
+            return self.error(
+                token, f"the byte 0x{byte:02x} is not text", "Expected a prototxt; is this a binary file?"
+            )
         if token.text == "//":
             return self.error(token, "'//' does not begin a comment", "Use '#'.")
         if closing is None and token.text in ("}", ">"):

@@ -199,4 +199,5 @@ class NetRunner(NetStructure):
         self._stale = True
 
     def _loss_of(self, start: int, end: int) -> float:
-        return sum(weight * float(blob.data.sum()) for index, blob, weight in self.loss_tops if start <= index <= end)
+        losses = (weight * float(blob.data.sum()) for index, blob, weight in self.loss_tops if start <= index <= end)
+        return sum(losses, 0.0)

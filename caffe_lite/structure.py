@@ -119,6 +119,7 @@ class NetStructure:
         for layer_param in split.layer:
             with self.at(len(self.layers)):
                 self._add_layer(layer_param)
+        self._warn_of_twins()
         self._plan_backward(split.force_backward)
         self.outputs = self._find_outputs()
         try:
@@ -215,6 +216,16 @@ class NetStructure:
             self.parameters.add(len(self.layers) - 1, layer.name, index, blob, spec)
 
     # -- over the whole net
+
+    def _warn_of_twins(self) -> None:
+        """Log each layer with params that has the name of one before it, which Caffe allows."""
+        first: dict[str, int] = {}
+        for index, layer in enumerate(self.layers):
+            if layer.blobs and first.setdefault(layer.name, index) != index:
+                logger.warning(
+                    "%s: %s has the same name. Rename one: files of weights tell layers apart by name.",
+                    self._places[index], self._places[first[layer.name]],
+                )  # fmt: skip
 
     def _plan_backward(self, force: bool) -> None:
         losses = {index for index, _, _ in self.loss_tops}

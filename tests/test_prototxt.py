@@ -295,21 +295,22 @@ def test_octal_and_hexadecimal_numbers_are_valued_as_protobuf_does():
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "the file is empty. Expected a prototxt."),
-        (b" \n\t", "the file is empty. Expected a prototxt."),
+        (b"", "an empty file"),
+        (b" \n\t", "an empty file"),
         (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:1",
-            "this is a Git LFS pointer, not the file itself. Run 'git lfs pull'.",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "a Git LFS pointer that stands for the real file; `git lfs pull`",
         ),
-        (b"\n<!DOCTYPE html><html>", "this is a web page. Download the raw file instead."),
-        (b"<html>", "this is a web page. Download the raw file instead."),
-        (b"<?xml version='1.0'?>", "this is an XML file. Expected a prototxt."),
-        (b"\x89HDF\r\n\x1a\n", "this is an HDF5 file. Expected a prototxt; weights are passed apart from the net."),
-        (b"PK\x03\x04", "this is a zip archive. Unpack it first."),
-        (b"\x1f\x8b\x08", "this is a gzip archive. Unpack it first."),
-        ("name".encode("utf-16"), "this is UTF-16 text. Save the file as UTF-8."),
-        (b"\x0a\x05LeNet\xa2\x06\x00", "this is weights (a binary .caffemodel), not text. Expected a prototxt."),
-        (b"\x00\x01", "this is a binary file, not text. Expected a prototxt."),
+        (b"\n<!DOCTYPE html><html>", "an HTML page, as a failed download leaves it"),
+        (b"\xef\xbb\xbf<HTML>", "an HTML page, as a failed download leaves it"),
+        (b"<?xml version='1.0'?>", "an XML file"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"\x89PNG", "a PNG image"),
+        (b"PK\x03\x04", "a zip archive (an .npz or a PyTorch file is one, too); unpack it first"),
+        (b"\x1f\x8b\x08", "a gzip archive; unpack it first"),
+        ("name".encode("utf-16"), "text in UTF-16; save it as UTF-8"),
+        (b"\x0a\x05LeNet\xa2\x06\x00", "weights (a binary .caffemodel), not text"),
+        (b"\x00\x01", "a binary file, not text"),
     ],
 )
 def test_a_file_of_another_kind_is_recognized(tmp_path, content, expected):
@@ -317,7 +318,15 @@ def test_a_file_of_another_kind_is_recognized(tmp_path, content, expected):
     for read in (prototxt.read_net, prototxt.read_solver):
         with pytest.raises(PrototxtError) as caught:
             read(path)
-        assert str(caught.value) == f"{path}: {expected}"
+        assert str(caught.value).startswith(f"{path}: this is {expected}")
+        assert str(caught.value).endswith(". Expected a prototxt.")
+
+
+def test_a_byte_that_is_not_text_is_named_where_it_stands(tmp_path):
+    path = write(tmp_path, b"name: 'x'\n\xdc\x7f")
+    with pytest.raises(PrototxtError) as caught:
+        prototxt.read_net(path)
+    assert str(caught.value) == f"{path}:2: the byte 0xdc is not text. Expected a prototxt; is this a binary file?"
 
 
 def test_the_weights_of_a_net_are_recognized(tmp_path):

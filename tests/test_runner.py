@@ -65,6 +65,11 @@ def test_a_new_shape_is_passed_on_and_recorded_anew(counting: Net) -> None:
     assert (Counts.forwards, Counts.reshapes) == (2, 1)
 
 
+def test_a_net_without_a_loss_has_a_loss_of_zero(counting: Net) -> None:
+    loss = counting._forward(0, 1)
+    assert (loss, type(loss)) == (0.0, float)
+
+
 def test_a_range_of_layers_has_its_own_program(counting: Net) -> None:
     counting.run_forward()
     counting._forward(1, 1)

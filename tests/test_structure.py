@@ -219,6 +219,7 @@ def test_the_log_of_lenet_is_the_originals(phase: str, caplog: pytest.LogCapture
             "'c' (Convolutoin): unknown layer type 'Convolutoin'. Did you mean 'Convol",
         ),
         (layer("c", "Zebra", "x", "y"), "unknown layer type 'Zebra'. Known types: Accuracy,"),
+        (layer("c", "", "x", "y"), "layer 'c' (): the layer has no type. Known types: Accuracy,"),
         (layer("l", "SoftmaxWithLoss", "x", "y"), "wrong number of bottoms. Expected 2, received 1."),
         (layer("s", "Silence"), "wrong number of bottoms. Expected at least 1, received 0."),
         (layer("s", "Silence", "x", "y"), "wrong number of tops. Expected 0, received 1."),
@@ -262,6 +263,16 @@ def test_a_layer_with_a_top_for_each_bottom_refuses_another_number() -> None:
 
     with layer_type(Pairs), pytest.raises(NetError, match=r"tops\. Expected one for each of the 2 bottoms, received 1"):
         build(input_layer(x=(2,)) + layer("c", "Custom", "x x", "y"))
+
+
+def test_two_layers_with_params_and_one_name_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    build(input_layer(x=(2, 3)) + layer("r", "ReLU", "x", "y") + layer("r", "ReLU", "y", "z"))
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    build(input_layer(x=(2, 3)) + layer("ip", "InnerProduct", "x", "y", IP) + layer("ip", "InnerProduct", "x", "z", IP))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == [
+        "layer 'ip' (InnerProduct): layer 'ip' (InnerProduct) has the same name. "
+        "Rename one: files of weights tell layers apart by name."
+    ]
 
 
 def test_errors_name_the_file_and_the_line(tmp_path: Path) -> None:

@@ -241,10 +241,10 @@ def _open_environment(source: str, data: Path) -> lmdb.Environment:
     """Open an LMDB for reading, with its lock file where that can be used (then a writer keeps what we read)."""
     _check_lock(source)
     try:
-        environment = lmdb.open(source, readonly=True, create=False)
+        environment = _open_for_reading(source)
     except lmdb.Error as locked:
         try:
-            environment = lmdb.open(source, readonly=True, create=False, lock=False)
+            environment = _open_for_reading(source, lock=False)
         except lmdb.Error as error:
             raise DataError(f"{source}: the LMDB cannot be opened: {error}.") from error
         logger.warning("%s: its lock file cannot be used (%s). Reading without it.", source, locked)
@@ -254,6 +254,18 @@ def _open_environment(source: str, data: Path) -> lmdb.Environment:
         environment.close()
         raise DataError(f"{data} is truncated. Expected {expected} bytes, found {size}. Copy or convert it again.")
     return environment
+
+
+def _open_for_reading(source: str, lock: bool = True) -> lmdb.Environment:
+    """Open an LMDB; wait for another thread of this process that is just closing it, a forgotten prefetcher's."""
+    deadline = time.monotonic() + LOCK_PATIENCE
+    while True:
+        try:
+            return lmdb.open(source, readonly=True, create=False, lock=lock)
+        except lmdb.Error as error:
+            if "already open" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.001)
 
 
 def _check_lock(source: str) -> None:

@@ -102,9 +102,29 @@ def test_what_lmdb_says_of_a_failed_opening_is_passed_on(tmp_path: Path, monkeyp
         raise lmdb.Error("The environment is already open in this process.")
 
     path = write(tmp_path / "db")
+    monkeypatch.setattr(database, "LOCK_PATIENCE", 0.01)
     monkeypatch.setattr(lmdb, "open", refuse)
     with pytest.raises(DataError, match=r"db: the LMDB cannot be opened: .*already open in this process"):
         open_reader(path)
+
+
+def test_opening_waits_for_a_thread_that_is_just_closing_the_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path / "db")
+    real_open = lmdb.open
+    still_open = [True, True]
+
+    def open_when_closed(*args: object, **options: object) -> lmdb.Environment:
+        if still_open:
+            still_open.pop()
+            raise lmdb.Error("The environment is already open in this process.")
+        return real_open(*args, **options)
+
+    monkeypatch.setattr(lmdb, "open", open_when_closed)
+    with contextlib.closing(open_reader(path)) as reader:
+        assert len(list(reader.read())) == 10
+    assert "lock file" not in caplog.text
 
 
 def test_a_lock_file_that_cannot_be_used_is_left_alone(

@@ -162,7 +162,6 @@ def inference_steps() -> tuple[Callable[[], object], Callable[[], object]]:
 def torch_lenet(params):
     """Return Caffe's LeNet as a PyTorch module, with the weights in `params`."""
     import torch
-
     from torch import nn
 
     model = nn.Sequential(

@@ -17,7 +17,9 @@ from caffe_lite import resources
 from caffe_lite.proto import caffe_pb2
 from caffe_lite.prototxt_diagnosis import is_repeated
 
-TABLE = pathlib.Path(__file__).parent / "reference" / "caffe_fields.tsv"
+HERE = pathlib.Path(__file__).resolve().parent
+TABLE = HERE / "reference" / "caffe_fields.tsv"
+COMPILE = HERE.parent / "proto" / "compile.py"  # a tool of the repository, not installed
 SCALARS = {
     name.removeprefix("TYPE_").lower(): number
     for name, number in vars(FieldDescriptor).items()
@@ -112,13 +114,13 @@ def test_fields_of_the_forks_have_the_numbers_of_their_files(message, field, num
 
 def test_the_compiled_schema_is_that_of_the_proto_file():
     pytest.importorskip("grpc_tools", reason="grpcio-tools compiles the schema")
-    compile_schema = runpy.run_path(str(resources.path("proto/compile.py")))["compile_schema"]
+    compile_schema = runpy.run_path(str(COMPILE))["compile_schema"]
     assert FileDescriptorProto.FromString(compile_schema()) == compiled(), "run python proto/compile.py"
 
 
 def test_a_proto_file_with_a_mistake_is_not_compiled(tmp_path):
     pytest.importorskip("grpc_tools", reason="grpcio-tools compiles the schema")
-    compile_schema = runpy.run_path(str(resources.path("proto/compile.py")))["compile_schema"]
+    compile_schema = runpy.run_path(str(COMPILE))["compile_schema"]
     wrong = tmp_path / "wrong.proto"
     wrong.write_text('syntax = "proto2"; message A { optional unknown x = 1; }')
     with pytest.raises(ValueError, match=r"wrong\.proto: protoc does not accept it"):

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+import caffe_lite as package
 from caffe_lite.cli import main
 
-ROOT = Path(__file__).resolve().parents[2]
+WHERE = Path(package.__file__).resolve().parents[1]
 
 NET = """
 name: "small"
@@ -91,7 +92,7 @@ def caffe_lite(capfd: pytest.CaptureFixture[str]) -> Callable[..., Result]:
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a Python process that finds this caffe_lite, installed or not; it is killed at the end."""
     processes = []
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(WHERE), os.environ.get("PYTHONPATH", "")])}
 
     def start(*arguments: str, **streams: Any) -> subprocess.Popen[str]:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **streams}

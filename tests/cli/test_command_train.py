@@ -1,3 +1,4 @@
+import os
 import re
 import signal
 from pathlib import Path
@@ -38,7 +39,6 @@ def test_iterations_override_max_iter(folder, caffe_lite):
 
 
 def test_a_run_resumed_from_a_snapshot_ends_like_one_in_one_piece(folder, caffe_lite):
-    replace("net.prototxt", '"gaussian" std: 1', '"constant" value: 2')
     caffe_lite("train", "-solver=solver.prototxt", "-iterations=4")
     assert caffe_lite("train", "-solver=solver.prototxt").status == 0
     whole = Path("small_iter_10.caffemodel").read_bytes()
@@ -170,6 +170,24 @@ def test_a_hang_up_writes_a_snapshot_and_training_goes_on(training):
     wait_for(process, "loss = ")
     assert process.poll() is None
     assert len(snapshots()) == 2
+
+
+def test_training_outlives_its_terminal(folder, start):
+    replace("solver.prototxt", "max_iter: 10", "max_iter: 20000")
+    replace("solver.prototxt", "display: 2", "display: 1000")
+    replace("solver.prototxt", "test_iter: 2 test_interval: 5", "")
+    terminal, its_end = os.openpty()
+    process = start("-m", "caffe_lite", "train", "-solver=solver.prototxt", stderr=its_end)
+    os.close(its_end)
+    log = b""
+    while b"Iteration 1000 " not in log:
+        log += os.read(terminal, 4096)
+    assert b" iter/s" in log  # the bar is drawn, so there is something to fail
+    os.close(terminal)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=30) == 0
+    assert len(snapshots()) == 4  # of the signal, and of the end
+    assert Path("small_iter_20000.solverstate").exists()
 
 
 def test_effects_may_be_swapped_and_none_ignores_the_signal(training):

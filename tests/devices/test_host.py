@@ -152,8 +152,8 @@ if child:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_a_forked_child_starts_its_own_workers():
-    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=60)
+def test_a_forked_child_starts_its_own_workers(tmp_path):
+    subprocess.run([sys.executable, "-W", "ignore", "-c", FORK], check=True, timeout=60, cwd=tmp_path)
 
 
 def test_results_repeat_bit_for_bit(device):

@@ -211,7 +211,9 @@ def read_mean(path: str) -> NDArray[np.float32]:
     try:
         content = Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise MissingFileError(f"mean file {path}: no such file. Expected a binaryproto as the original's compute_image_mean writes.") from error
+        raise MissingFileError(
+            f"mean file {path}: no such file. Expected a binaryproto, as Caffe's compute_image_mean writes it."
+        ) from error
     except OSError as error:
         raise FileAccessError(f"mean file {path} cannot be read: {error.strerror}.") from error
     logger.info("Loading mean file from: %s", path)

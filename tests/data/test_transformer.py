@@ -204,7 +204,7 @@ def test_an_image_that_does_not_fit_the_mean_file_is_an_error(tmp_path: Path) ->
 
 
 def test_mean_files_that_cannot_be_used_are_errors(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match=r"mean file .*absent: no such file. `compute_image_mean` makes one"):
+    with pytest.raises(MissingFileError, match=r"mean file .*absent: no such file. Expected a binaryproto"):
         read_mean(str(tmp_path / "absent"))
     with pytest.raises(FileAccessError, match="cannot be read: Is a directory"):
         read_mean(str(tmp_path))

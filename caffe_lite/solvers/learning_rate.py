@@ -8,10 +8,11 @@
     poly       base_lr * (1 - iter / max_iter) ^ power
     sigmoid    base_lr / (1 + exp(-gamma * (iter - stepsize)))
 
-*Caffe's quirks.*  ``multistep`` keeps its step in the solver state and takes at most one step an iteration, so a
-``stepvalue`` in the past of a resumed run is caught up with one iteration at a time.  Where the original takes a field
-that a formula needs for zero when it is missing, it is an error here; ``poly`` stays at zero after ``max_iter``, where
-the original's formula has no value.
+*Caffe's quirks.*  ``inv``, ``poly`` and ``sigmoid`` are rounded to float32 step by step, as the original's are, so
+that the log shows the same digits.  ``multistep`` keeps its step in the solver state and takes at most one step an
+iteration, so a ``stepvalue`` in the past of a resumed run is caught up with one iteration at a time.  Where the
+original takes a field that a formula needs for zero when it is missing, it is an error here; ``poly`` stays at zero
+after ``max_iter``, where the original's formula has no value.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import logging
 import math
 from collections.abc import Callable
 from typing import Any
+
+from numpy import float32
 
 from caffe_lite.errors import SolverError, suggest
 
@@ -46,14 +49,21 @@ def _power(base: float, exponent: float) -> float:
         return math.inf
 
 
+def _inv(param: Any, iteration: int, step: int) -> float:
+    base = float32(1) + float32(param.gamma) * float32(iteration)
+    return float(float32(_power(float(base), -param.power)))
+
+
 def _poly(param: Any, iteration: int, step: int) -> float:
-    return _power(1 - iteration / param.max_iter, param.power) if iteration < param.max_iter else 0.0
+    base = float32(1) - float32(iteration) / float32(param.max_iter)
+    return float(float32(_power(float(base), param.power))) if iteration < param.max_iter else 0.0
 
 
 def _sigmoid(param: Any, iteration: int, step: int) -> float:
-    x = param.gamma * (iteration - param.stepsize)
+    x = float32(param.gamma) * float32(iteration - param.stepsize)
     # Written so that exp never overflows.
-    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+    power = float32(math.exp(-abs(float(x))))
+    return float((float32(1) if x >= 0 else power) / (float32(1) + power))
 
 
 def _steps(param: Any, iteration: int, step: int) -> float:
@@ -64,11 +74,7 @@ POLICIES = {
     "fixed": Policy("base_lr", (), lambda param, iteration, step: 1.0),
     "step": Policy("base_lr * gamma ^ floor(iter / stepsize)", ("gamma", "stepsize"), _steps),
     "exp": Policy("base_lr * gamma ^ iter", ("gamma",), lambda param, iteration, step: _power(param.gamma, iteration)),
-    "inv": Policy(
-        "base_lr * (1 + gamma * iter) ^ (-power)",
-        ("gamma", "power"),
-        lambda param, iteration, step: _power(1 + param.gamma * iteration, -param.power),
-    ),
+    "inv": Policy("base_lr * (1 + gamma * iter) ^ (-power)", ("gamma", "power"), _inv),
     "multistep": Policy("base_lr * gamma ^ (number of stepvalues up to iter)", ("gamma", "stepvalue"), _steps),
     "poly": Policy("base_lr * (1 - iter / max_iter) ^ power", ("max_iter", "power"), _poly),
     "sigmoid": Policy("base_lr / (1 + exp(-gamma * (iter - stepsize)))", ("gamma", "stepsize"), _sigmoid),

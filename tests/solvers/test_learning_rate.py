@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from caffe_lite.errors import SolverError
@@ -39,7 +42,18 @@ def test_policy_follows_its_formula(name: str) -> None:
     fields, formula = CASES[name]
     rate = policy(name, **fields)
     for iteration in range(40):
-        assert rate.advance(iteration) == pytest.approx(formula(iteration), rel=1e-6), f"iteration {iteration}"
+        # 1 - iter / max_iter is a difference of float32 numbers, hence the absolute part.
+        assert rate.advance(iteration) == pytest.approx(formula(iteration), rel=1e-6, abs=2e-9), (
+            f"iteration {iteration}"
+        )
+
+
+def test_inv_shows_the_digits_of_the_originals_log() -> None:
+    log = Path(__file__).resolve().parents[1] / "reference" / "logs" / "lenet_caffe_train.log"
+    lines = re.findall(r"Iteration (\d+), lr = (\S+)", log.read_text())
+    rate = policy("inv", base_lr=0.01, gamma=0.0001, power=0.75)
+    assert len(lines) == 10
+    assert [f"{np.float32(rate.at(int(iteration))):.6g}" for iteration, _ in lines] == [digits for _, digits in lines]
 
 
 def test_asking_for_the_rate_takes_no_step() -> None:

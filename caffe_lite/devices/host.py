@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from caffe_lite import resources
 from caffe_lite.devices import kernels
 from caffe_lite.devices.base import Buffer, ConvolutionGeometry, Device, MemoryInfo, Tape
+from caffe_lite.devices.signature import fingerprint
 from caffe_lite.errors import DeviceError, KernelError, OutOfMemoryError
 
 INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
@@ -382,6 +384,9 @@ def _open(name: str) -> ctypes.CDLL:
         library = ctypes.CDLL(file)
     except OSError as error:
         raise DeviceError(f"the CPU kernels cannot be loaded: {error}. Install caffe_lite again.") from error
+    library.host_sources.restype = ctypes.c_char_p
+    if library.host_sources().decode() != fingerprint(resources.path("kernels")):
+        raise DeviceError(f"{file} was built from other kernel sources than those here. Install caffe_lite again.")
     library.host_run.argtypes = (ctypes.c_void_p, ctypes.c_int64)
     library.host_set_sgemm.argtypes = (ctypes.c_void_p,)
     return library

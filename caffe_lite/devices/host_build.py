@@ -29,6 +29,7 @@ INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {
     # 256 bits are no slower where 512 are split, and leave no long scalar rest in the short rows of small images.
     "avx512": ("-march=skylake-avx512", "-mprefer-vector-width=256"),
 }
+EXPORTED = 'extern "C" __attribute__((visibility("default")))'
 NO_COMPILER = (
     "caffe_lite compiles its CPU kernels when it is installed and found no C++ compiler. Install one "
     "(Debian and Ubuntu: apt install g++; Fedora: dnf install gcc-c++; macOS: xcode-select --install), "
@@ -62,6 +63,7 @@ def translation_unit(kernels: pathlib.Path) -> str:
     for path in sorted(kernels.glob("*.cu")):
         launches = "".join(_launch(kernel) for kernel in signature.parse(path) if kernel.shape != "tile")
         parts.append(f"namespace {path.stem}_kernels {{\n{_pasted(path)}{launches}}}\n")
+    parts.append(f'{EXPORTED} const char* host_sources() {{ return "{signature.fingerprint(kernels)}"; }}\n')
     return "\n".join(parts)
 
 
@@ -109,7 +111,7 @@ def _launch(kernel: object) -> str:
     members = " ".join(f"{parameter.declaration};" for parameter in parameters)  # type: ignore[attr-defined]
     arguments = ", ".join(f"a.{parameter.name}" for parameter in parameters)  # type: ignore[attr-defined]
     return (
-        f'extern "C" __attribute__((visibility("default"))) void {name}_launch(const void* args) {{\n'
+        f"{EXPORTED} void {name}_launch(const void* args) {{\n"
         f"  struct Args {{ {members} }};\n"
         f"  const Args& a = *static_cast<const Args*>(args);\n"
         f"  {name}({arguments});\n}}\n"

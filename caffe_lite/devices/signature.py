@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import collections
 import dataclasses
+import hashlib
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -89,6 +90,14 @@ def parse(path: pathlib.Path) -> list[Signature]:
     text = _without_comments(path.read_text(encoding="utf-8"))
     structs = {name: _struct_fields(body) for name, body in STRUCT.findall(text)}
     return list(_kernels(path.name, text, structs))
+
+
+def fingerprint(folder: pathlib.Path) -> str:
+    """Return a hash of all kernel sources in `folder`: a library that was built from others must not be called."""
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".cu", ".cuh", ".cpp", ".h")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _kernels(file: str, text: str, structs: dict[str, tuple[str, ...]]) -> Iterator[Signature]:

@@ -11,7 +11,7 @@ import threading
 import numpy as np
 import pytest
 
-from caffe_lite.devices import ConvolutionGeometry, HostDevice, Program, host_device
+from caffe_lite.devices import ConvolutionGeometry, HostDevice, Program, host, host_device
 from caffe_lite.devices.host import INSTRUCTION_SETS, check_sizes, default_threads
 from caffe_lite.errors import DeviceError, KernelError, OutOfMemoryError
 
@@ -299,3 +299,9 @@ def test_a_convolution_over_too_many_axes_is_refused(device):
     geometry = ConvolutionGeometry(1, 1, 1, 1, ones, ones, ones, ones, (0,) * 9, ones)
     with pytest.raises(KernelError, match="a convolution has at most 8 spatial axes, received 9"):
         device.conv_forward(geometry, device.alloc(1), device.alloc(1), None, device.alloc(1))
+
+
+def test_a_library_of_other_sources_is_refused(monkeypatch):
+    monkeypatch.setattr(host, "fingerprint", lambda folder: "0" * 64)
+    with pytest.raises(DeviceError, match=r"libhost_baseline\.so was built from other kernel sources than those here"):
+        host._open("baseline")

@@ -34,6 +34,8 @@ class BuildPackage(build_py):
     """Copies the data folders of the top level into the package (an editable install leaves them where they are)."""
 
     def run(self):
+        if not self.editable_mode:
+            shutil.rmtree(self.build_lib, ignore_errors=True)  # a module that was deleted must not be installed
         super().run()
         if not self.editable_mode:
             for source, target in self.data_pairs():

@@ -61,6 +61,8 @@ class Net(NetRunner):
 
         if isinstance(phase, (str, os.PathLike)):
             weights, phase, level = phase, level, 0
+        elif not isinstance(level, int):
+            raise UsageError(f"level must be a number. Received {level!r}. Weights are given as weights=...")
         if phase not in (0, 1):
             raise UsageError(f"phase must be TRAIN (0) or TEST (1). Received {phase}.")
         param, source = prototxt.read_net(network_file)

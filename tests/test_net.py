@@ -356,3 +356,8 @@ def test_a_replayed_forward_adds_little_python(lenet: Net) -> None:
     lenet._checks.clear()
     fastest = min(timeit.repeat(lambda: lenet.forward(data=image, label=label), number=100, repeat=20)) / 100
     assert fastest < 50e-6  # about 5 microseconds on an idle machine
+
+
+def test_weights_in_the_place_of_level_are_told_their_own(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"level must be a number\. Received 'w\.caffemodel'\. Weights are given as"):
+        Net(tmp_path / "net.prototxt", TEST, "w.caffemodel")

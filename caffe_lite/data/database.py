@@ -216,7 +216,10 @@ def _find_data_file(source: str) -> Path:
     """Return the ``data.mdb`` of an LMDB folder, or raise what is wrong with the folder."""
     folder = Path(source)
     if not folder.exists():
-        raise MissingFileError(f"{source}: no such database. Create it first, for example with `convert_mnist`.")
+        raise MissingFileError(
+            f"{source}: no such database, seen from {Path.cwd()}. Create it first, for example with `convert_mnist`, "
+            "or start in the folder where it is."
+        )
     if not folder.is_dir():
         raise DataError(f"{source} is a file. Expected the folder of an LMDB, which holds data.mdb.")
     try:

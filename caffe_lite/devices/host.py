@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import os
 import pathlib
 from collections.abc import Iterator
@@ -312,11 +313,16 @@ class HostDevice(Device):
 
 
 def default_threads() -> int:
-    """Return the number of threads that the environment asks for, else one for each core this process may use."""
+    """Return the number of threads that the environment asks for, else one for each core this process may use.
+
+    Raises `DeviceError` if CAFFE_LITE_NUM_THREADS is no such number; OpenMP's own variable may hold more than one.
+    """
     for variable in ("CAFFE_LITE_NUM_THREADS", "OMP_NUM_THREADS"):
-        value = os.environ.get(variable, "")
+        value = os.environ.get(variable, "").partition(",")[0].strip()
         if value.isdigit() and int(value) > 0:
             return int(value)
+        if value and variable == "CAFFE_LITE_NUM_THREADS":
+            raise DeviceError(f"CAFFE_LITE_NUM_THREADS must be a number of threads, 1 or more. Received '{value}'.")
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -369,16 +375,23 @@ def _load_library(wanted: str | None) -> tuple[ctypes.CDLL, str]:
 
 
 def _file(name: str) -> str | None:
+    """Return where a library is: beside this module, else (in a source folder) in the installed package."""
     file = pathlib.Path(__file__).with_name(f"libhost_{name}.so")
-    return str(file) if file.exists() else None
+    if file.exists():
+        return str(file)
+    for installed in importlib.metadata.distributions(name="caffe-lite"):
+        file = pathlib.Path(str(installed.locate_file(f"caffe_lite/devices/libhost_{name}.so")))
+        if file.exists():
+            return str(file)
+    return None
 
 
 def _open(name: str) -> ctypes.CDLL:
     file = _file(name)
     if file is None:
         raise DeviceError(
-            f"{pathlib.Path(__file__).parent} holds no CPU kernels for '{name}'. If this is the source folder, start "
-            "Python elsewhere or install with pip install -e . there; else install caffe_lite again."
+            f"{pathlib.Path(__file__).parent} holds no CPU kernels for '{name}', and none are installed. "
+            "Install caffe_lite with pip install ."
         )
     try:
         library = ctypes.CDLL(file)
@@ -386,7 +399,10 @@ def _open(name: str) -> ctypes.CDLL:
         raise DeviceError(f"the CPU kernels cannot be loaded: {error}. Install caffe_lite again.") from error
     library.host_sources.restype = ctypes.c_char_p
     if library.host_sources().decode() != fingerprint(resources.path("kernels")):
-        raise DeviceError(f"{file} was built from other kernel sources than those here. Install caffe_lite again.")
+        raise DeviceError(
+            f"{file} was built from other kernel sources than those in {resources.path('kernels')}. "
+            "Build it again with pip install . (or pip install -e .)."
+        )
     library.host_run.argtypes = (ctypes.c_void_p, ctypes.c_int64)
     library.host_set_sgemm.argtypes = (ctypes.c_void_p,)
     return library

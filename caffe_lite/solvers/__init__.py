@@ -9,6 +9,7 @@ from typing import Any
 
 from caffe_lite import prototxt
 from caffe_lite.errors import SolverError, suggest
+from caffe_lite.proto import caffe_pb2
 from caffe_lite.solvers.base import REGISTRY, Solver, register
 from caffe_lite.solvers.sgd import SGDSolver
 
@@ -28,7 +29,9 @@ def get_solver(solver: str | os.PathLike[str] | Any, solver_file: str | os.PathL
     if isinstance(solver, (str, os.PathLike)):
         solver, solver_file = prototxt.read_solver(os.fspath(solver)), solver
     if solver.type not in REGISTRY:
-        problem = f"{os.fspath(solver_file or 'solver')}: unknown solver type '{solver.type}'."
+        in_caffe = solver.type.upper() in caffe_pb2.SolverParameter.SolverType.keys()  # noqa: SIM118 (no dict)
+        what = "this version does not have the" if in_caffe else "unknown"
+        problem = f"{os.fspath(solver_file or 'solver')}: {what} solver type '{solver.type}'."
         known = f"Known types: {', '.join(sorted(REGISTRY))}."
         raise SolverError(" ".join(filter(None, [problem, suggest(solver.type, REGISTRY), known])))
     return REGISTRY[solver.type](solver, solver_file)

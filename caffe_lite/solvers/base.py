@@ -172,6 +172,8 @@ class Solver(abc.ABC):
         if resume_file is not None:
             logger.info("Restoring previous solver status from %s", os.fspath(resume_file))
             self.restore(resume_file)
+        if self.iter >= param.max_iter:
+            logger.warning("Nothing to train: the solver is at iteration %d, max_iter %d.", self.iter, param.max_iter)
         self.step(param.max_iter - self.iter)
         if param.snapshot_after_train and not self._due(param.snapshot):
             self.snapshot()

@@ -64,6 +64,8 @@ def check(param: Any) -> None:
             "test_state must be given once for each test net, or not at all. "
             f"Expected {iterations}, received {len(param.test_state)}."
         )
+    if param.test_interval > 0 and not iterations:
+        logger.warning("test_interval is set, but test_iter is missing: there is no test net, and nothing is tested.")
     if iterations and param.test_interval <= 0:
         raise SolverError(
             f"test_interval must be more than 0 where there are test nets. Received {param.test_interval}. "
@@ -82,6 +84,8 @@ def build_train_net(param: Any, solver_file: str) -> Net:
     override = param.train_state if param.HasField("train_state") else None
     net = definition.build(caffe_pb2.NetState(phase=caffe_pb2.TRAIN), override, solver_file)
     _load_weights(net, param, solver_file)
+    if not net.loss_tops:
+        logger.warning("The training net has no loss: nothing will be learnt.")
     return net
 
 

@@ -97,7 +97,7 @@ NET_MISTAKES = {
     ),
     "a missing database": (
         'source: "db"', 'source: "none"',
-        r"net.prototxt:3: layer 'mnist' \(Data\): none: no such database. Create it first",
+        r"net.prototxt:3: layer 'mnist' \(Data\): none: no such database, seen from .*Create it first",
     ),
     "no database": (
         'source: "db"', "",

@@ -39,6 +39,13 @@ def test_an_unknown_type_names_the_known_ones() -> None:
         solvers.get_solver(parse(FIXED + 'type: "SDG"'), "s.prototxt")
 
 
+def test_a_type_of_caffe_that_is_not_here_yet_is_told_from_a_typing_error() -> None:
+    with pytest.raises(
+        SolverError, match=r"this version does not have the solver type 'AdaDelta'\. .*Known types: SGD"
+    ):
+        solvers.get_solver(parse(FIXED + 'type: "AdaDelta"'))
+
+
 def test_a_class_takes_the_file_itself(tmp_path: Path) -> None:
     (tmp_path / "net.prototxt").write_text(SMALL_NET)
     (tmp_path / "solver.prototxt").write_text(FIXED + f'net: "{tmp_path}/net.prototxt"')
@@ -293,6 +300,17 @@ def test_share_weights_gives_another_net_the_weights(make_solver: MakeSolver) ->
     first.share_weights(second.net)
     first.net.params["ip"][0].data[...] = 5
     assert (second.net.params["ip"][0].data == 5).all()
+
+
+def test_what_cannot_teach_anything_is_warned_of(make_solver: MakeSolver, log: Log) -> None:
+    make_solver(FIXED + "test_interval: 5", SMALL_NET.replace("SoftmaxWithLoss", "Silence").replace(' top: "loss"', ""))
+    assert matching("^The training net has no loss", texts := log())
+    assert matching("^test_interval is set, but test_iter is missing", texts)
+    solver = make_solver(FIXED)
+    solver.solve()
+    assert not matching("^Nothing to train", log())
+    solver.solve()
+    assert matching("^Nothing to train: the solver is at iteration 10, max_iter 10", log())
 
 
 def test_solve_needs_max_iter(make_solver: MakeSolver) -> None:

@@ -12,32 +12,6 @@
 // In place (top is bottom, top_diff is bottom_diff) is allowed: a thread reads an element before it overwrites it,
 // and the elements of others only through block_sum and block_max.
 
-// exp(x) for x <= 0.  The host's expf is a function call that stops a loop from being vectorized, so there it is
-// 2^k e^r with r within half a ln 2 of zero, and a polynomial (Cephes' coefficients) for e^r.  Measured within 1.02
-// units in the last place; 0 below e^-87, just above the denormal floats; NaN for NaN.
-DEVICE float exp_not_positive(float x) {
-#ifdef __CUDACC__
-  return expf(x);
-#else
-  const float to_whole = 12582912.0f;  // 1.5 * 2^23: what is added to it is rounded to a whole number, in its low bits
-  const float shifted = x * 1.44269504f + to_whole, k = shifted - to_whole;
-  const float r = x - k * 0.693359375f + k * 2.12194440e-4f;
-  float e = 1.9875691500e-4f;
-  e = e * r + 1.3981999507e-3f;
-  e = e * r + 8.3334519073e-3f;
-  e = e * r + 4.1665795894e-2f;
-  e = e * r + 1.6666665459e-1f;
-  e = e * r + 5.0000001201e-1f;
-  e = e * r * r + r + 1.0f;
-  unsigned bits;
-  __builtin_memcpy(&bits, &shifted, 4);
-  bits = (bits + 127u) << 23;  // the exponent of 2^k
-  float power;
-  __builtin_memcpy(&power, &bits, 4);
-  return x < -87.0f ? 0.0f : e * power;
-#endif
-}
-
 // Computes one row's probabilities.  Overwrites top.
 extern "C" __global__ void softmax_forward(int rows, int channels, const float* bottom SIZE(rows * channels),
                                            float* top SIZE(rows * channels)) {
@@ -49,7 +23,7 @@ extern "C" __global__ void softmax_forward(int rows, int channels, const float* 
     largest = block_max(largest);
     float sum = 0;
     LANE_LOOP_SUM(c, channels, sum) {
-      const float e = exp_not_positive(x[c] - largest);
+      const float e = vexp_not_positive(x[c] - largest);
       y[c] = e;
       sum += e;
     }
@@ -113,7 +87,7 @@ extern "C" __global__ void softmax_forward_spatial(
     for (int c = 0; c < shape.channels; ++c) {
       const long long plane = (long long)c * shape.inner;
       LANE_LOOP(i, tile.width) {
-        const float e = exp_not_positive(x[plane + i] - most[i]);
+        const float e = vexp_not_positive(x[plane + i] - most[i]);
         y[plane + i] = e;
         total[i] += e;
       }

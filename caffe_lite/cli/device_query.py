@@ -24,7 +24,7 @@ def add_flags(parser: FlagParser) -> None:
 def run(flags: Flags) -> int:
     """Print the devices; returns 0."""
     from caffe_lite.devices import host_device
-    from caffe_lite.devices.host import INSTRUCTION_SETS, openblas_version
+    from caffe_lite.devices.host_library import INSTRUCTION_SETS, openblas_version
 
     refuse_gpu(flags.gpu)
     device = host_device()

@@ -6,6 +6,7 @@ without returning to Python, with the interpreter lock released.
 
 Environment variables:
     CAFFE_LITE_HOST_ISA      baseline, avx2 or avx512 in place of the best that the processor has
+    CAFFE_LITE_HOST_LIBRARY  the folder of the libraries, in place of the package's own (see host_build)
     CAFFE_LITE_NUM_THREADS   threads in place of OMP_NUM_THREADS or, without that, one a core
 """
 
@@ -13,28 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
-import importlib.metadata
 import os
-import pathlib
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from caffe_lite import resources
-from caffe_lite.devices import kernels
+from caffe_lite.devices import host_library, kernels
 from caffe_lite.devices.base import Buffer, ConvolutionGeometry, Device, MemoryInfo, Tape
-from caffe_lite.devices.signature import fingerprint
 from caffe_lite.errors import DeviceError, KernelError, OutOfMemoryError
 
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512")
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 SERIAL_ELEMENTS = 16384  # a launch over fewer elements is not worth waking a second thread
 SERIAL_FLOPS = 400_000  # nor is a product with fewer operations
 PARTS_PER_THREAD = 2  # so that a thread that was held up does not hold up the others
 PARTIAL_WEIGHTS = 1 << 18  # convolutions with fewer weights are summed by image range, the others by weight range
+LONG_SUM = 64  # parts share the sums of a product where these are so many times longer than either side of the result
 MAX_AXES = 8
 
 
@@ -51,6 +47,7 @@ class _Gemm(ctypes.Structure):
         ("beta", ctypes.c_float),
         ("c", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
+        ("partial", ctypes.c_void_p),
     )
 
 
@@ -67,7 +64,7 @@ class _AddPartials(ctypes.Structure):
         ("size", ctypes.c_int64),
         ("count", ctypes.c_int64),
         ("partial", ctypes.c_void_p),
-        ("weight_diff", ctypes.c_void_p),
+        ("sum", ctypes.c_void_p),
     )
 
 
@@ -132,7 +129,7 @@ class HostDevice(Device):
     """The CPU.
 
     Args:
-        instruction_set: one of `INSTRUCTION_SETS`; the best of this processor by default.
+        instruction_set: one of `host_library.INSTRUCTION_SETS`; the best of this processor by default.
         threads: threads that share a launch, the caller's included.
 
     Raises:
@@ -140,7 +137,7 @@ class HostDevice(Device):
     """
 
     def __init__(self, instruction_set: str | None = None, threads: int | None = None) -> None:
-        self._library, self.instruction_set = _load_library(
+        self._library, self.instruction_set = host_library.load(
             instruction_set or os.environ.get("CAFFE_LITE_HOST_ISA") or None
         )
         self.name = f"CPU ({self.instruction_set})"
@@ -225,10 +222,13 @@ class HostDevice(Device):
         check_sizes("gemm", a=(a, m * k), b=(b, k * n), c=(c, m * n), bias=(bias, n))
         if m * n == 0:
             return
-        args = _Gemm(
-            transpose_a, transpose_b, m, n, k, alpha, a.pointer, b.pointer, beta, c.pointer, bias and bias.pointer
-        )
-        self._submit("host_gemm", args, self._parts(2 * m * n * k), a, b, c, bias)
+        parts = self._parts(2 * m * n * k)
+        by_sum = parts > 1 and m > 2 and k >= LONG_SUM * max(m, n)
+        partial = self.alloc((parts - 1) * m * n) if by_sum else None
+        pointers = a.pointer, b.pointer, beta, c.pointer, bias and bias.pointer, partial and partial.pointer
+        args = _Gemm(transpose_a, transpose_b, m, n, k, alpha, *pointers)
+        self._submit("host_gemm", args, parts, a, b, c, bias, partial)
+        self._add_partials(m * n, parts, partial, c)
 
     def conv_forward(
         self, geometry: ConvolutionGeometry, bottom: Buffer, weights: Buffer, bias: Buffer | None, top: Buffer
@@ -277,9 +277,7 @@ class HostDevice(Device):
             partial = self.alloc((parts - 1) * size)
         args = _convolution(geometry, bottom=bottom, top=top_diff, output=weight_diff, partial=partial)
         self._submit("host_conv_backward_weights", args, parts, bottom, top_diff, weight_diff, partial)
-        if partial is not None:
-            add = _AddPartials(size, parts - 1, partial.pointer, weight_diff.pointer)
-            self._submit("host_conv_add_partials", add, 1, partial, weight_diff)
+        self._add_partials(size, parts, partial, weight_diff)
 
     # -- tapes
 
@@ -300,8 +298,14 @@ class HostDevice(Device):
     def _parts(self, flops: int) -> int:
         return self.threads if flops >= SERIAL_FLOPS else 1
 
+    def _add_partials(self, size: int, parts: int, partial: HostBuffer | None, target: Buffer) -> None:
+        """Launch: add what all parts but the first have summed to what the first has."""
+        if partial is not None:
+            args = _AddPartials(size, parts - 1, partial.pointer, target.pointer)
+            self._submit("host_add_partials", args, 1, partial, target)
+
     def _submit(self, function: str, args: Any, parts: int, *alive: object) -> None:
-        op = _Op(_address(self._library, function), ctypes.addressof(args), parts)
+        op = _Op(host_library.address(self._library, function), ctypes.addressof(args), parts)
         if self._recording is not None:
             self._recording.append(op, args, alive)
         else:
@@ -357,81 +361,3 @@ def _convolution(geometry: ConvolutionGeometry, **buffers: Buffer | None) -> _Co
     for name, buffer in buffers.items():
         setattr(args, name, buffer and buffer.pointer)
     return args
-
-
-@functools.cache
-def _load_library(wanted: str | None) -> tuple[ctypes.CDLL, str]:
-    """Load the host library for `wanted`, or for the best instruction set of this processor, and give it OpenBLAS."""
-    best = _open("baseline").host_instruction_set()
-    name = wanted or next(name for name in reversed(INSTRUCTION_SETS[: best + 1]) if _file(name) is not None)
-    if name not in INSTRUCTION_SETS or INSTRUCTION_SETS.index(name) > best:
-        raise DeviceError(
-            f"the instruction set '{name}' is not one this processor has. Expected one of "
-            f"{', '.join(INSTRUCTION_SETS[: best + 1])}; see CAFFE_LITE_HOST_ISA."
-        )
-    library = _open(name)
-    library.host_set_sgemm(_openblas())
-    return library, name
-
-
-def _file(name: str) -> str | None:
-    """Return where a library is: beside this module, else (in a source folder) in the installed package."""
-    file = pathlib.Path(__file__).with_name(f"libhost_{name}.so")
-    if file.exists():
-        return str(file)
-    for installed in importlib.metadata.distributions(name="caffe-lite"):
-        file = pathlib.Path(str(installed.locate_file(f"caffe_lite/devices/libhost_{name}.so")))
-        if file.exists():
-            return str(file)
-    return None
-
-
-def _open(name: str) -> ctypes.CDLL:
-    file = _file(name)
-    if file is None:
-        raise DeviceError(
-            f"{pathlib.Path(__file__).parent} holds no CPU kernels for '{name}', and none are installed. "
-            "Install caffe_lite with pip install ."
-        )
-    try:
-        library = ctypes.CDLL(file)
-    except OSError as error:
-        raise DeviceError(f"the CPU kernels cannot be loaded: {error}. Install caffe_lite again.") from error
-    library.host_sources.restype = ctypes.c_char_p
-    if library.host_sources().decode() != fingerprint(resources.path("kernels")):
-        raise DeviceError(
-            f"{file} was built from other kernel sources than those in {resources.path('kernels')}. "
-            "Build it again with pip install . (or pip install -e .)."
-        )
-    library.host_run.argtypes = (ctypes.c_void_p, ctypes.c_int64)
-    library.host_set_sgemm.argtypes = (ctypes.c_void_p,)
-    return library
-
-
-@functools.cache
-def _address(library: ctypes.CDLL, function: str) -> int:
-    address = ctypes.cast(library[function], ctypes.c_void_p).value
-    assert address is not None
-    return address
-
-
-@functools.cache
-def _openblas_library() -> ctypes.CDLL:
-    import scipy_openblas32
-
-    folder = pathlib.Path(scipy_openblas32.get_lib_dir())
-    return ctypes.CDLL(str(folder / scipy_openblas32.get_library(fullname=True)))
-
-
-def _openblas() -> int:
-    """Return the address of OpenBLAS's sgemm, set to run on the calling thread."""
-    library = _openblas_library()
-    library.scipy_openblas_set_num_threads(1)
-    return _address(library, "scipy_cblas_sgemm")
-
-
-def openblas_version() -> str:
-    """Return the version and the configuration of the OpenBLAS in use."""
-    library = _openblas_library()
-    library.scipy_openblas_get_config.restype = ctypes.c_char_p
-    return str(library.scipy_openblas_get_config().decode())

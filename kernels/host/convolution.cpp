@@ -294,7 +294,7 @@ void add_weight_diff(const Convolution& c, const Sizes& s, int64_t group, int64_
 }  // namespace
 
 // Adds to weight_diff.  With partials (small weights, many images) a part owns a range of images and its own sum, which
-// host_conv_add_partials then collects; otherwise a part owns a range of K and walks all images.
+// host_add_partials then collects; otherwise a part owns a range of K and walks all images.
 HOST_EXPORT void host_conv_backward_weights(const void* args) {
   const Convolution& c = *static_cast<const Convolution*>(args);
   const Sizes s(c);
@@ -321,13 +321,13 @@ HOST_EXPORT void host_conv_backward_weights(const void* args) {
 struct AddPartials {
   int64_t size, count;
   const float* partial;
-  float* weight_diff;
+  float* sum;
 };
 
-// weight_diff += the partial sums, in the order of their parts.
-HOST_EXPORT void host_conv_add_partials(const void* args) {
+// sum += the partial sums, in the order of their parts.
+HOST_EXPORT void host_add_partials(const void* args) {
   const AddPartials& a = *static_cast<const AddPartials*>(args);
   const int64_t begin = a.size * host_part.part / host_part.parts, end = a.size * (host_part.part + 1) / host_part.parts;
   for (int64_t part = 0; part < a.count; ++part)
-    for (int64_t i = begin; i < end; ++i) a.weight_diff[i] += a.partial[part * a.size + i];
+    for (int64_t i = begin; i < end; ++i) a.sum[i] += a.partial[part * a.size + i];
 }

@@ -18,6 +18,7 @@ struct Gemm {
   float beta;
   float* c;
   const float* bias;  // n elements or null
+  float* partial;     // a long sum shared by parts: one product a part but the first, or null
 };
 
 struct Range {
@@ -58,6 +59,18 @@ void dot_products(const Gemm& g, Range columns) {
   }
 }
 
+// This part's share of the sums over k: the first part's goes into C, the others' into their partials.
+void product_of_share(const Gemm& g) {
+  const Range depth = share(g.k);
+  const int lda = g.transpose_a ? g.m : g.k, ldb = g.transpose_b ? g.k : g.n;
+  const bool is_first = host_part.part == 0;
+  if (is_first && g.bias) start_from_bias(g, {0, g.m}, {0, g.n});
+  sgemm(g.transpose_a, g.transpose_b, g.m, g.n, depth.end - depth.begin, g.alpha,
+        g.a + (int64_t)depth.begin * (g.transpose_a ? lda : 1), lda,
+        g.b + (int64_t)depth.begin * (g.transpose_b ? 1 : ldb), ldb, is_first ? (g.bias ? 1 : g.beta) : 0,
+        is_first ? g.c : g.partial + (int64_t)(host_part.part - 1) * g.m * g.n, g.n);
+}
+
 }  // namespace
 
 void sgemm(bool transpose_a, bool transpose_b, int m, int n, int k, float alpha, const float* a, int lda,
@@ -68,9 +81,11 @@ void sgemm(bool transpose_a, bool transpose_b, int m, int n, int k, float alpha,
 
 HOST_EXPORT void host_set_sgemm(CblasSgemm function) { cblas_sgemm = function; }
 
-// C = alpha op(A) op(B) + beta C (+ bias), dense.  Parts share the larger of C's sides.
+// C = alpha op(A) op(B) + beta C (+ bias), dense.  Parts share the larger of C's sides; with partials they share k, and
+// host_add_partials collects what each has.
 HOST_EXPORT void host_gemm(const void* args) {
   const Gemm& g = *static_cast<const Gemm*>(args);
+  if (g.partial) return product_of_share(g);
   if (g.m <= 2 && !g.transpose_a && g.transpose_b) return dot_products(g, share(g.n));
   Range rows = {0, g.m}, columns = {0, g.n};
   (g.n >= g.m ? columns : rows) = share(g.n >= g.m ? g.n : g.m);

@@ -11,8 +11,9 @@ import threading
 import numpy as np
 import pytest
 
-from caffe_lite.devices import ConvolutionGeometry, HostDevice, Program, host, host_device
-from caffe_lite.devices.host import INSTRUCTION_SETS, check_sizes, default_threads
+from caffe_lite.devices import ConvolutionGeometry, HostDevice, Program, host_device, host_library
+from caffe_lite.devices.host import check_sizes, default_threads
+from caffe_lite.devices.host_library import INSTRUCTION_SETS
 from caffe_lite.errors import DeviceError, KernelError, OutOfMemoryError
 
 
@@ -200,7 +201,8 @@ def available():
 
 @pytest.mark.parametrize("instruction_set", available())
 @pytest.mark.parametrize(
-    ("m", "n", "k"), [(1, 1, 1), (1, 10, 500), (2, 5, 3), (7, 33, 19), (64, 500, 80), (250, 3, 64), (3, 250, 64)]
+    ("m", "n", "k"),
+    [(1, 1, 1), (1, 10, 500), (2, 5, 3), (7, 33, 19), (64, 500, 80), (250, 3, 64), (3, 250, 64), (9, 5, 9001)],
 )
 def test_gemm_equals_float64_for_all_transposes_betas_and_biases(instruction_set, m, n, k):
     device = HostDevice(instruction_set)
@@ -305,6 +307,6 @@ def test_a_convolution_over_too_many_axes_is_refused(device):
 
 
 def test_a_library_of_other_sources_is_refused(monkeypatch):
-    monkeypatch.setattr(host, "fingerprint", lambda folder: "0" * 64)
+    monkeypatch.setattr(host_library, "fingerprint", lambda folder: "0" * 64)
     with pytest.raises(DeviceError, match=r"libhost_baseline\.so was built from other kernel sources than those in"):
-        host._open("baseline")
+        host_library._open("baseline")

@@ -1,4 +1,7 @@
-"""The layers that treat each element alone: ReLU, Dropout."""
+"""The nonlinearities of a net, which treat each element alone: ReLU, ELU, Sigmoid, TanH, BNLL, Swish; and Dropout.
+
+Those that are functions of a calculator (Power, Exp, Log, ...) are in `elementary`, PReLU, which learns, in `prelu`.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from caffe_lite.layers.base import Layer, register
 from caffe_lite.proto import caffe_pb2
 
 if TYPE_CHECKING:
-    from caffe_lite.devices.base import Buffer
+    from caffe_lite.devices.base import Buffer, Device
 
 
 class Neuron(Layer):
@@ -27,9 +30,37 @@ class Neuron(Layer):
         if top[0] is not bottom[0]:
             top[0].reshape(bottom[0].shape)
 
+    def launch_each(self, kernel: str, blob: Blob, *args: Buffer | float) -> None:
+        """Launch `kernel(n, *args)` for the n elements of `blob`."""
+        self.launch(kernel, blob.count, blob.count, *args)
+
     def _copy(self, source: Buffer, target: Buffer) -> None:
         if source.pointer != target.pointer:
             self.device.copy(source, target)
+
+
+class KeptBottom:
+    """The values of a bottom for the backward pass: the bottom itself, or a copy where the top overwrites it."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._copy: Buffer | None = None
+
+    def reshape(self, bottom: Blob, top: Blob) -> None:
+        """Prepare for the bottom's present shape."""
+        if top is not bottom:
+            self._copy = None
+        elif self._copy is None or self._copy.size != bottom.count:
+            self._copy = self._device.alloc(bottom.count)
+
+    def keep(self, bottom: Blob) -> None:
+        """Launch the copy, if one is needed; comes before the top is written."""
+        if self._copy is not None:
+            self._device.copy(bottom.data_buffer, self._copy)
+
+    def buffer(self, bottom: Blob) -> Buffer:
+        """Return the buffer with the bottom's values."""
+        return bottom.data_buffer if self._copy is None else self._copy
 
 
 @register("ReLU")
@@ -51,14 +82,12 @@ class ReLU(Neuron):
         self._slope: float = self.param.relu_param.negative_slope
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
-        count = bottom[0].count
-        self.launch("relu_forward", count, count, self._slope, bottom[0].data_buffer, top[0].data_buffer)
+        self.launch_each("relu_forward", bottom[0], self._slope, bottom[0].data_buffer, top[0].data_buffer)
 
     def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
         if propagate_down[0]:
-            count, x = bottom[0].count, bottom[0].data_buffer
             diffs = top[0].diff_buffer, bottom[0].diff_buffer
-            self.launch("relu_backward", count, count, self._slope, x, *diffs)
+            self.launch_each("relu_backward", bottom[0], self._slope, bottom[0].data_buffer, *diffs)
 
 
 @register("Dropout")
@@ -116,3 +145,133 @@ class Dropout(Neuron):
     @property
     def _training(self) -> bool:
         return bool(self.phase == caffe_pb2.TRAIN)
+
+
+@register("ELU")
+class ELU(Neuron):
+    """Lets what is positive through and bends what is negative towards -alpha.
+
+    Forward: y = x where x > 0, else alpha * (exp(x) - 1).
+    Backward: dx = dy where x > 0, else dy * (y + alpha).
+
+    Shapes: any; the top has the bottom's.
+
+    ``elu_param { alpha }``: 1 by default.
+
+    Caffe's quirks: in place the backward pass sees y for x.  The two have the same sign, unless alpha is below zero:
+    then the gradient in place is wrong, here as there.
+    """
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self._alpha: float = self.param.elu_param.alpha
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self.launch_each("elu_forward", bottom[0], self._alpha, bottom[0].data_buffer, top[0].data_buffer)
+
+    def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            values = bottom[0].data_buffer, top[0].data_buffer
+            diffs = top[0].diff_buffer, bottom[0].diff_buffer
+            self.launch_each("elu_backward", bottom[0], self._alpha, *values, *diffs)
+
+
+@register("Sigmoid")
+class Sigmoid(Neuron):
+    """Squeezes each element into 0 to 1.
+
+    Forward: y = 1 / (1 + exp(-x)).
+    Backward: dx = dy * y * (1 - y).
+
+    Shapes: any; the top has the bottom's.
+
+    ``sigmoid_param { engine }`` is read and ignored.
+
+    Caffe's quirks: none; it may work in place.
+    """
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self.launch_each("sigmoid_forward", bottom[0], bottom[0].data_buffer, top[0].data_buffer)
+
+    def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            diffs = top[0].diff_buffer, bottom[0].diff_buffer
+            self.launch_each("sigmoid_backward", bottom[0], top[0].data_buffer, *diffs)
+
+
+@register("TanH")
+class TanH(Neuron):
+    """Squeezes each element into -1 to 1.
+
+    Forward: y = tanh(x).
+    Backward: dx = dy * (1 - y^2).
+
+    Shapes: any; the top has the bottom's.
+
+    ``tanh_param { engine }`` is read and ignored.
+
+    Caffe's quirks: none; it may work in place.
+    """
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self.launch_each("tanh_forward", bottom[0], bottom[0].data_buffer, top[0].data_buffer)
+
+    def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            diffs = top[0].diff_buffer, bottom[0].diff_buffer
+            self.launch_each("tanh_backward", bottom[0], top[0].data_buffer, *diffs)
+
+
+@register("BNLL")
+class BNLL(Neuron):
+    """The binomial normal log likelihood, a ReLU with a round corner (elsewhere called softplus).
+
+    Forward: y = log(1 + exp(x)), computed without overflow.
+    Backward: dx = dy / (1 + exp(-x)).
+
+    Shapes: any; the top has the bottom's.
+
+    It has no options.
+
+    Caffe's quirks: in place the backward pass takes y for x, so that the gradient is wrong, here as there.
+    """
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self.launch_each("bnll_forward", bottom[0], bottom[0].data_buffer, top[0].data_buffer)
+
+    def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            diffs = top[0].diff_buffer, bottom[0].diff_buffer
+            self.launch_each("bnll_backward", bottom[0], bottom[0].data_buffer, *diffs)
+
+
+@register("Swish")
+class Swish(Neuron):
+    """Multiplies each element by a sigmoid of itself.
+
+    Forward: y = x * s with s = 1 / (1 + exp(-beta * x)).
+    Backward: dx = dy * (beta * y + s * (1 - beta * y)).
+
+    Shapes: any; the top has the bottom's.
+
+    ``swish_param { beta }``: 1 by default; 0 makes it x / 2, a large one approaches ReLU.
+
+    Caffe's quirks: none; it may work in place.  The original keeps s for the way back.  Here it is computed anew, from
+    x, of which a copy is kept in place only.
+    """
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self._beta: float = self.param.swish_param.beta
+        self._kept = KeptBottom(self.device)
+
+    def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
+        super().reshape(bottom, top)
+        self._kept.reshape(bottom[0], top[0])
+
+    def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
+        self._kept.keep(bottom[0])
+        self.launch_each("swish_forward", bottom[0], self._beta, bottom[0].data_buffer, top[0].data_buffer)
+
+    def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
+        if propagate_down[0]:
+            diffs = top[0].diff_buffer, bottom[0].diff_buffer
+            self.launch_each("swish_backward", bottom[0], self._beta, self._kept.buffer(bottom[0]), *diffs)

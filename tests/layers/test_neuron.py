@@ -1,9 +1,10 @@
-"""ReLU and Dropout."""
+"""ReLU, Dropout, ELU, Sigmoid, TanH, BNLL, Swish."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from caffe_lite.errors import NetError
 from .harness import (
     TEST,
     TRAIN,
+    Definition,
     assert_close,
     check_gradient,
     check_layer,
@@ -24,7 +26,7 @@ from .harness import (
 )
 
 
-@pytest.mark.parametrize("name", reference_names("ReLU", "Dropout"))
+@pytest.mark.parametrize("name", reference_names("ReLU", "Dropout", "ELU", "Sigmoid", "TanH", "BNLL", "Swish"))
 def test_agrees_with_the_original(name: str) -> None:
     check_reference(name)
 
@@ -85,11 +87,12 @@ def test_dropout_keeps_the_right_share_and_scales_it(ratio: float) -> None:
         assert np.abs(spread).max() < 5.5 * deviation * math.sqrt(spread.size)
 
 
-def test_dropout_sends_the_gradient_through_what_it_kept() -> None:
-    run = run_layer(DROPOUT, [distinct(3, 5, 7)], TRAIN)
-    diff = random(4, 5, 7)
+@pytest.mark.parametrize("shape", [(5, 7), (1, 13), (3, 1, 2), (2, 3, 5, 7)])
+def test_dropout_sends_the_gradient_through_what_it_kept(shape: tuple[int, ...]) -> None:
+    run = run_layer(DROPOUT, [distinct(3, *shape)], TRAIN)
+    diff = random(4, *shape)
     assert_close(run.backward([diff])[0][0], np.where(kept(run.tops[0]), diff * SCALE, 0), "diff")
-    check_gradient(DROPOUT, [distinct(3, 5, 7)])  # each pass of the harness has the same number, and drops the same
+    check_gradient(DROPOUT, [distinct(3, *shape)])  # each pass of the harness has the same number, and drops the same
 
 
 def test_dropout_draws_anew_in_each_pass_and_the_same_for_the_same_pass() -> None:
@@ -154,3 +157,96 @@ def test_dropout_refuses_a_ratio_that_is_no_probability_below_one(ratio: str) ->
     message = re.escape(f"dropout_ratio must be at least 0 and below 1. Received {ratio}.")
     with pytest.raises(NetError, match=message):
         run_layer(f'type: "Dropout" dropout_param {{ dropout_ratio: {ratio} }}', [random(1, 2)])
+
+
+# -- the smooth ones
+
+SHAPES = [(2, 3, 5, 7), (3, 1), (1,), (17, 33)]
+
+
+def elementwise(function: Callable[[float], float]) -> Definition:
+    """A definition that applies `function` to one element at a time."""
+    return lambda bottoms, params: [np.vectorize(function, otypes=[float])(bottoms[0])]
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("alpha", [1.0, 0.3, 2.5, -0.5])
+def test_elu_follows_its_definition(alpha: float, shape: tuple[int, ...]) -> None:
+    definition = elementwise(lambda x: x if x > 0 else float(np.float32(alpha)) * (math.exp(x) - 1))
+    text = f'type: "ELU" elu_param {{ alpha: {alpha} }}'
+    check_layer(text, [distinct(1, *shape, gap=0.02)], definition, in_place=alpha >= 0)
+
+
+def test_elu_at_zero_passes_alpha_and_near_it_keeps_all_digits() -> None:
+    x = np.array([0.0, -1e-6, -1e-30], np.float32)
+    run = run_layer('type: "ELU" elu_param { alpha: 0.5 }', [x])
+    np.testing.assert_allclose(run.tops[0], 0.5 * np.expm1(x.astype(np.float64)), rtol=3e-7)
+    assert_close(run.backward([np.array([8.0, 8.0, 8.0])])[0][0], [4.0, 4.0, 4.0], "diff")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(("type_name", "function"), [("Sigmoid", sigmoid), ("TanH", math.tanh)])
+def test_the_squeezing_layers_follow_their_definitions(
+    type_name: str, function: Callable[[float], float], shape: tuple[int, ...]
+) -> None:
+    check_layer(f'type: "{type_name}"', [random(1, *shape, scale=1.5)], elementwise(function))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bnll_follows_its_definition(shape: tuple[int, ...]) -> None:
+    definition = elementwise(lambda x: math.log(1 + math.exp(x)))
+    check_layer('type: "BNLL"', [random(1, *shape, scale=2.0)], definition, in_place=False)
+
+
+def test_bnll_in_place_takes_y_for_x_on_the_way_back_as_the_original_does() -> None:
+    x, diff = random(1, 4, 5), random(2, 4, 5)
+    run = run_layer('type: "BNLL"', [x], in_place=True)
+    y = np.log1p(np.exp(x.astype(np.float64)))
+    assert_close(run.tops[0], y, "top")
+    assert_close(run.backward([diff])[0][0], diff / (1 + np.exp(-y)), "diff")
+
+
+def test_bnll_far_from_zero_neither_overflows_nor_vanishes() -> None:
+    run = run_layer('type: "BNLL"', [np.array([1000.0, 60.0, -60.0, -1000.0], np.float32)])
+    np.testing.assert_allclose(run.tops[0], [1000.0, 60.0, math.exp(-60), 0.0], rtol=3e-7)
+    diff = run.backward([np.ones(4)])[0][0]
+    np.testing.assert_allclose(diff, [1.0, 1.0, math.exp(-60), 0.0], rtol=3e-7)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("beta", [1.0, 1.7, 0.0, -0.8])
+def test_swish_follows_its_definition(beta: float, shape: tuple[int, ...]) -> None:
+    definition = elementwise(lambda x: x * sigmoid(float(np.float32(beta)) * x))
+    text = f'type: "Swish" swish_param {{ beta: {beta} }}'
+    check_layer(text, [random(1, *shape, scale=1.5)], definition)
+    check_gradient(text, [random(2, *shape)], in_place=True)
+
+
+def test_swish_works_in_place_after_reshapes() -> None:
+    run = run_layer('type: "Swish"', [random(1, 3, 4)], in_place=True)
+    for shape in ((5, 6), (2, 1), (2, 1)):
+        x, diff = random(3, *shape), random(4, *shape)
+        s = 1 / (1 + np.exp(-x.astype(np.float64)))
+        assert_close(run.reshape(x)[0], x * s, "top")
+        assert_close(run.backward([diff])[0][0], diff * (s + x * s * (1 - s)), "diff")
+
+
+@pytest.mark.parametrize(
+    ("type_name", "low", "high"),
+    [("ELU", -1, np.inf), ("Sigmoid", 0, 1), ("TanH", -1, 1), ("BNLL", 0, np.inf), ("Swish", np.nan, np.inf)],
+)
+def test_smooth_layers_show_nan_and_saturate_at_infinity(type_name: str, low: float, high: float) -> None:
+    run = run_layer(f'type: "{type_name}"', [np.array([np.nan, -np.inf, np.inf], np.float32)])
+    assert_close(run.tops[0], [np.nan, low, high], "top", "exact")
+
+
+@pytest.mark.parametrize("type_name", ["ELU", "Sigmoid", "TanH", "BNLL", "Swish"])
+def test_smooth_layers_write_no_bottom_diff_unless_they_are_asked_to(type_name: str) -> None:
+    run = run_layer(f'type: "{type_name}"', [random(1, 4)])
+    run.bottom[0].diff[...] = 7
+    run.layer.backward(run.top, [False], run.bottom)
+    assert_close(run.bottom[0].diff, [7, 7, 7, 7], "diff", "exact")

@@ -1,4 +1,4 @@
-"""Maximum and average pooling over height and width."""
+"""Maximum, average and stochastic pooling over height and width."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from caffe_lite.blob import Blob
-from caffe_lite.devices.base import Buffer
+from caffe_lite.devices.base import Buffer, Device
 from caffe_lite.errors import NetError, ShapeError
 from caffe_lite.layers.base import Layer, register
 from caffe_lite.proto import caffe_pb2
@@ -33,12 +33,15 @@ def pair(options: Any, name: str) -> tuple[int, int]:
 
 @register("Pooling")
 class Pooling(Layer):
-    """Takes the largest element (MAX) or the mean (AVE) of each window of height x width, in each plane by itself.
+    """Takes the largest element (MAX), the mean (AVE) or a random one (STOCHASTIC) of each window, plane by plane.
 
-        MAX  forward   top = max over the window of bottom
-             backward  each top diff goes to the element that was the maximum
-        AVE  forward   top = sum over the window / divisor
-             backward  each top diff / divisor goes to every element of the window
+        MAX         forward   top = max over the window of bottom
+                    backward  each top diff goes to the element that was the maximum
+        AVE         forward   top = sum over the window / divisor
+                    backward  each top diff / divisor goes to every element of the window
+        STOCHASTIC  forward   TRAIN: top = an element of the window, with the probability element / sum over the window;
+                              TEST: the mean under these probabilities, sum of squares / sum, 0 without a positive sum
+                    backward  TRAIN: each top diff goes to the element that was picked; TEST: there is none
 
     Shapes: bottom (num, channels, height, width), top (num, channels, pooled height, pooled width), where
     pooled = (size + 2 pad - kernel) / stride + 1, rounded as `round_mode` says.  MAX may have a second top of the same
@@ -47,7 +50,7 @@ class Pooling(Layer):
     Prototxt: ``pooling_param { pool (MAX); kernel_size, stride (1), pad (0): once, or as kernel_h and kernel_w,
     stride_h and stride_w, pad_h and pad_w; global_pooling (false): the window is the plane, and no kernel is given;
     round_mode (CEIL); engine }``.  `engine` chooses between implementations in the original; here it changes nothing.
-    The pool STOCHASTIC is not supported.
+    STOCHASTIC takes no pad.
 
     *Caffe's quirks.*  Sizes round up unless `round_mode` is FLOOR, while convolution rounds down: the last window may
     stick out of the plane and is clipped.  With padding, along either axis, a last window that would begin beyond the
@@ -55,21 +58,28 @@ class Pooling(Layer):
     padding: zeros of the padding count, what lies beyond them does not.  The first of several maxima wins.  A NaN in a
     window is its maximum, so that it stays visible; the original's own kernels pass it over, its cuDNN engine does not.
     With a stride larger than the kernel, no padding and rounding up, a last window can be empty: MAX then gives
-    -FLT_MAX and mask -1 as the original does, AVE gives 0 where the original divides by 0.
+    -FLT_MAX and mask -1 as the original does, AVE gives 0 where the original divides by 0, and so does STOCHASTIC,
+    which the original leaves unwritten.  STOCHASTIC exists only on the GPU in the original, and its backward pass in
+    phase TEST is undefined there.  It expects elements that are not negative, as behind a ReLU; here the same seed
+    picks the same elements everywhere.
     """
 
     exact_bottoms = 1
     min_tops = 1
     max_tops = 2
 
+    def __init__(self, param: Any, phase: int, device: Device) -> None:
+        super().__init__(param, phase, device)
+        self.is_stochastic = param.pooling_param.pool == caffe_pb2.PoolingParameter.STOCHASTIC
+        self.draws_random = self.is_stochastic and phase == caffe_pb2.TRAIN
+
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
-        """Read ``pooling_param``.  Raises `NetError` for options that exclude each other or are not supported."""
+        """Read ``pooling_param``.  Raises `NetError` for options that exclude each other."""
         options = self.param.pooling_param
-        if options.pool == caffe_pb2.PoolingParameter.STOCHASTIC:
-            raise NetError("stochastic pooling is not supported. Expected pool MAX or AVE, received STOCHASTIC.")
         self.is_max = options.pool == caffe_pb2.PoolingParameter.MAX
         if len(top) > 1 and not self.is_max:
-            raise NetError(f"average pooling has one top, only MAX writes a mask. Received {len(top)} tops.")
+            kind = "stochastic" if self.is_stochastic else "average"
+            raise NetError(f"{kind} pooling has one top, only MAX writes a mask. Received {len(top)} tops.")
         self.global_pooling = bool(options.global_pooling)
         self.kernel, self.stride, self.pad = (pair(options, name) for name in ("kernel_size", "stride", "pad"))
         if self.global_pooling:
@@ -81,35 +91,37 @@ class Pooling(Layer):
                 )
         else:
             self._check_sizes()
+        if self.is_stochastic and self.pad != (0, 0):
+            raise NetError(f"stochastic pooling takes no padding. Expected pad 0, received {self.pad}.")
         self.mask: Buffer | None = None
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Size the tops and the mask.  Raises `ShapeError` unless the bottom has four axes and holds a window."""
         shape = bottom[0].shape
         if len(shape) != 4:
-            raise ShapeError(f"expected a bottom of four axes (num, channels, height, width), received {bottom[0]}.")
+            raise ShapeError(
+                f"expected a bottom of four axes (num, channels, height, width), received {bottom[0]}. Reshape it."
+            )
         num, channels, height, width = shape
         if self.global_pooling:
             self.kernel = height, width
-        pooled = self._pooled_size(0, height), self._pooled_size(1, width)
+        pooled = self._pooled_size(0, bottom[0]), self._pooled_size(1, bottom[0])
         for blob in top:
             blob.reshape(num, channels, *pooled)
-        if self.is_max and (self.mask is None or self.mask.size != top[0].count):
+        if (self.is_max or self.draws_random) and (self.mask is None or self.mask.size != top[0].count):
             self.mask = self.device.alloc(top[0].count, np.int32)
         self.shape = (num * channels, height, width, *pooled, *self.kernel, *self.stride, *self.pad)
-        whole = (2 * pooled[0], 2 * pooled[1]) == (height, width)
-        self.tiled_2x2 = whole and (self.kernel, self.stride, self.pad) == ((2, 2), (2, 2), (0, 0))
-        self.is_3x3 = self.kernel == (3, 3) and max(self.stride) <= 3
 
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Launch the pooling, and for a second top the copy of the mask."""
         count, bottom_data, top_data = top[0].count, bottom[0].data_buffer, top[0].data_buffer
+        if self.is_stochastic:
+            self._forward_stochastic(count, bottom_data, top_data)
+            return
         if self.mask is None:
             self.launch("pool_ave_forward", count, self.shape, bottom_data, top_data)
             return
-        kernel = "pool_max_2x2_forward" if self.tiled_2x2 else "pool_max_forward"
-        kernel = "pool_max_3x3_forward" if self.is_3x3 else kernel
-        self.launch(kernel, count, self.shape, bottom_data, top_data, self.mask)
+        self.launch("pool_max_forward", count, self.shape, bottom_data, top_data, self.mask)
         if len(top) > 1:
             self.launch("pool_max_forward_mask", count, count, self.mask, top[1].data_buffer)
 
@@ -117,13 +129,21 @@ class Pooling(Layer):
         """Launch the gradient of the bottom."""
         if not propagate_down[0]:
             return
+        if self.is_stochastic and not self.draws_random:
+            raise NetError("stochastic pooling has no gradient in phase TEST. Use phase TRAIN, or another pool.")
         count, top_diff, bottom_diff = bottom[0].count, top[0].diff_buffer, bottom[0].diff_buffer
         if self.mask is None:
             self.launch("pool_ave_backward", count, self.shape, top_diff, bottom_diff)
-        elif self.tiled_2x2:
-            self.launch("pool_max_2x2_backward", count // 2, self.shape, top_diff, self.mask, bottom_diff)
         else:
             self.launch("pool_max_backward", count, self.shape, top_diff, self.mask, bottom_diff)
+
+    def _forward_stochastic(self, count: int, bottom_data: Buffer, top_data: Buffer) -> None:
+        if not self.draws_random:
+            self.launch("pool_stochastic_forward_test", count, self.shape, bottom_data, top_data)
+            return
+        assert self.passes is not None and self.mask is not None
+        random = self.seed & 0xFFFFFFFF, self.seed >> 32, self.passes
+        self.launch("pool_stochastic_forward", count, self.shape, *random, bottom_data, top_data, self.mask)
 
     def _check_sizes(self) -> None:
         """Raise `NetError` for a kernel or a stride of zero, and for padding that a window could lie in alone."""
@@ -134,9 +154,10 @@ class Pooling(Layer):
             if pad >= kernel:
                 raise NetError(f"pad_{axis} must be smaller than kernel_{axis}. Received pad {pad}, kernel {kernel}.")
 
-    def _pooled_size(self, axis: int, size: int) -> int:
+    def _pooled_size(self, axis: int, bottom: Blob) -> int:
         """Return the number of windows along height (0) or width (1).  Raises `ShapeError` if there is none."""
         kernel, stride, pad = self.kernel[axis], self.stride[axis], self.pad[axis]
+        size = bottom.shape[2 + axis]
         room = size + 2 * pad - kernel
         ceil = self.param.pooling_param.round_mode == caffe_pb2.PoolingParameter.CEIL
         pooled = (-(-room // stride) if ceil else room // stride) + 1
@@ -145,6 +166,6 @@ class Pooling(Layer):
         if pooled < 1:
             raise ShapeError(
                 f"the kernel is larger than its padded input along {('height', 'width')[axis]}: kernel {kernel}, input "
-                f"{size} with pad {pad}. Use a smaller kernel, a larger pad or a larger input."
+                f"{size} with pad {pad} (bottom {bottom}). Use a smaller kernel, a larger pad or a larger input."
             )
         return pooled

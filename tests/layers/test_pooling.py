@@ -11,6 +11,8 @@ import pytest
 from caffe_lite.errors import NetError, ShapeError
 
 from .harness import (
+    TEST,
+    TRAIN,
     Array,
     assert_close,
     check_gradient,
@@ -75,6 +77,8 @@ SETTINGS = {
     "3x3 stride 1 padded": ((3, 3), (1, 1), (1, 1), True, (4, 5)),
     "3x3 stride 3 by 1": ((3, 3), (3, 1), (2, 1), False, (7, 19)),
     "larger than the plane": ((3, 3), (2, 2), (0, 0), True, (2, 2)),
+    "4x4 stride 2 padded": ((4, 4), (2, 2), (1, 1), True, (7, 9)),
+    "2x2 stride 1 padded": ((2, 2), (1, 1), (1, 1), True, (5, 6)),
     "rectangular": ((3, 2), (1, 3), (2, 1), True, (5, 11)),
     "gaps between windows": ((2, 1), (3, 2), (0, 0), False, (8, 7)),
     "wide kernel": ((5, 4), (2, 3), (3, 2), True, (9, 17)),
@@ -182,6 +186,110 @@ def test_an_empty_last_window_has_no_maximum_and_no_gradient(kernel, stride, wid
     assert run.backward([diff])[0][0].sum() == pytest.approx(4 * 9)
 
 
+# -- stochastic pooling
+
+
+def stochastic(kernel, stride, ceil=True):
+    options = (
+        f"pool: STOCHASTIC kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]}"
+    )
+    return pooling(f"{options} round_mode: {'CEIL' if ceil else 'FLOOR'}")
+
+
+def picks(x, top, kernel, stride, ceil=True):
+    """Return where in its plane each element of `top` was picked; -1 if not in its window.  All of `x` differ."""
+    found = np.full(top.shape, -1)
+    for ph, pw, rows, columns, _ in windows(x.shape[2:], kernel, stride, (0, 0), ceil):
+        for n, c in np.ndindex(*x.shape[:2]):
+            places = [h * x.shape[3] + w for h in rows for w in columns if x[n, c, h, w] == top[n, c, ph, pw]]
+            found[n, c, ph, pw] = places[0] if places else -1
+    return found
+
+
+UNPADDED = {name: setting for name, setting in SETTINGS.items() if setting[2] == (0, 0)}
+
+
+@pytest.mark.parametrize("setting", UNPADDED)
+def test_stochastic_pool_picks_an_element_of_each_window_and_sends_the_gradient_there(setting):
+    kernel, stride, _, ceil, size = UNPADDED[setting]
+    x = np.abs(distinct(21, 2, 3, *size)) + distinct(22, 2, 3, *size, gap=1e-5)  # positive, and all differ
+    run = run_layer(stochastic(kernel, stride, ceil), [x])
+    places = picks(x, run.tops[0], kernel, stride, ceil)
+    assert (places >= 0).all()
+    diff = distinct(23, *places.shape)
+    expected = np.zeros((*x.shape[:2], size[0] * size[1]))
+    for index in np.ndindex(*places.shape):
+        expected[(*index[:2], places[index])] += diff[index]
+    assert_close(run.backward([diff])[0][0], expected.reshape(x.shape), "bottom diff")
+
+
+def test_stochastic_pool_picks_in_proportion_to_the_elements():
+    x = np.tile(np.array([[1, 2], [0, 5]], np.float32), (4, 5, 40, 50))
+    top = run_layer(stochastic((2, 2), (2, 2)), [x]).tops[0]
+    for value, rate in (1, 1 / 8), (2, 2 / 8), (0, 0), (5, 5 / 8):
+        deviation = math.sqrt(rate * (1 - rate) / top.size)
+        assert abs((top == value).mean() - rate) <= 4 * deviation
+
+
+def test_stochastic_pool_picks_anew_in_each_pass_and_the_same_again_with_the_same_seed():
+    x = np.abs(random_plane := distinct(24, 2, 3, 16, 16)) + np.sign(random_plane) * 1e-3
+    run, other = (run_layer(stochastic((2, 2), (2, 2)), [x]) for _ in range(2))
+    assert_close(other.tops[0], run.tops[0], "the same seed and pass", "exact")
+    second = other.forward(passes=1)[0]
+    assert 0.5 < (second != run.tops[0]).mean() < 0.9
+    assert_close(run.forward(passes=1)[0], second, "the same seed, another pass", "exact")
+    run.layer.seed += 1
+    assert 0.5 < (run.forward(passes=1)[0] != second).mean() < 0.9
+
+
+def test_neighbouring_windows_and_planes_pick_independently():
+    x = np.tile(np.array([[1, 2], [3, 4]], np.float32), (2, 2, 32, 32))
+    top = run_layer(stochastic((2, 2), (2, 2)), [x]).tops[0]
+    agreement = (0.1**2 + 0.2**2 + 0.3**2 + 0.4**2,) * 3
+    pairs = (top[..., 1:], top[..., :-1]), (top[:, :, 1:], top[:, :, :-1]), (top[:, 1:], top[:, :-1])
+    for rate, (a, b) in zip(agreement, pairs, strict=True):
+        assert abs((a == b).mean() - rate) < 5 * math.sqrt(rate * (1 - rate) / a.size)
+
+
+@pytest.mark.parametrize("setting", UNPADDED)
+def test_stochastic_pool_is_the_weighted_mean_in_a_test(setting):
+    kernel, stride, _, ceil, size = UNPADDED[setting]
+    x = np.abs(distinct(25, 2, 3, *size))
+    x[0, 0] = 0
+    x[0, 1] *= -1
+
+    def weighted(bottoms, params):
+        top = run.tops[0].astype(np.float64) * np.nan
+        for ph, pw, rows, columns, _ in windows(size, kernel, stride, (0, 0), ceil):
+            window = bottoms[0][:, :, rows][:, :, :, columns]
+            sums, squares = window.sum(axis=(2, 3)), (window**2).sum(axis=(2, 3))
+            top[:, :, ph, pw] = np.where(sums > 0, squares / np.where(sums > 0, sums, 1), 0)
+        return [top]
+
+    run = run_layer(stochastic(kernel, stride, ceil), [x], TEST)
+    assert run.layer.draws_random is False
+    assert_close(run.tops[0], weighted([x.astype(np.float64)], [])[0], "top")
+
+
+@pytest.mark.parametrize("phase", [TRAIN, TEST])
+def test_stochastic_pool_keeps_nan_visible_and_gives_zero_for_zeros_and_empty_windows(phase):
+    x = np.zeros((1, 1, 1, 5), np.float32)
+    x[0, 0, 0, 3] = np.nan
+    run = run_layer(stochastic((1, 1), (1, 3)), [x], phase)  # windows at columns 0, 3 and 6
+    np.testing.assert_array_equal(run.tops[0].ravel(), [0, np.nan, 0])
+
+
+def test_stochastic_pool_of_zeros_picks_the_first():
+    run = run_layer(stochastic((2, 2), (2, 2)), [np.zeros((1, 1, 2, 4), np.float32)])
+    assert run.backward([np.array([[[[3, 4]]]], np.float32)])[0][0].ravel().tolist() == [3, 0, 4, 0, 0, 0, 0, 0]
+
+
+def test_stochastic_pool_has_no_gradient_in_a_test():
+    run = run_layer(stochastic((2, 2), (2, 2)), [np.abs(distinct(26, 1, 1, 4, 4))], TEST)
+    with pytest.raises(NetError, match=r"stochastic pooling has no gradient in phase TEST. Use phase TRAIN"):
+        run.backward()
+
+
 def test_another_plane_size_changes_the_kernel_behind_the_layer():
     run = run_layer(pooling("kernel_size: 2 stride: 2"), [distinct(9, 2, 3, 4, 6)])
     for size in (5, 7), (4, 8), (2, 2):
@@ -191,29 +299,36 @@ def test_another_plane_size_changes_the_kernel_behind_the_layer():
         assert run.backward([diff])[0][0].sum() == diff.size
 
 
-@pytest.mark.parametrize("kind", ["MAX", "AVE"])
+@pytest.mark.parametrize("kind", ["MAX", "AVE", "STOCHASTIC"])
 def test_no_gradient_is_computed_for_a_bottom_that_wants_none(kind):
     run = run_layer(pooling(f"pool: {kind} kernel_size: 2"), [distinct(11, 1, 1, 3, 3)])
     run.backward(propagate_down=[False])
     assert np.isnan(run.bottom[0].diff).all()
 
 
-@pytest.mark.parametrize("setting", ["2x2 tiles", "3x3 overlapping, clipped", "wide kernel"])
-def test_odd_sizes_that_no_vector_width_divides(setting):
+VECTORIZED = ["2x2 tiles", "2x2 clipped", "3x3 overlapping, clipped", "3x3 stride 1 padded", "4x4 stride 2 padded"]
+
+
+@pytest.mark.parametrize("kind", ["MAX", "AVE"])
+@pytest.mark.parametrize("setting", [*VECTORIZED, "wide kernel"])
+def test_odd_sizes_that_no_vector_width_divides(setting, kind):
     kernel, stride, pad, ceil, _ = SETTINGS[setting]
-    options = f"kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]} "
+    options = f"pool: {kind} kernel_h: {kernel[0]} kernel_w: {kernel[1]} stride_h: {stride[0]} stride_w: {stride[1]} "
     options += f"pad_h: {pad[0]} pad_w: {pad[1]}"
-    for width in 34, 62:
+    for width in 34, 61:
         check_gradient(pooling(options), [distinct(12, 3, 5, 6, width)])
         x = distinct(12, 3, 5, 6, width)
-        expected = define("MAX", kernel, stride, pad, ceil)([x.astype(np.float64)], [])[0]
+        expected = define(kind, kernel, stride, pad, ceil)([x.astype(np.float64)], [])[0]
         assert_close(run_layer(pooling(options), [x]).tops[0], expected, f"width {width}")
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("pool: STOCHASTIC kernel_size: 2", "stochastic pooling is not supported. Expected pool MAX or AVE"),
+        (
+            "pool: STOCHASTIC kernel_size: 2 pad_h: 1 pad_w: 0",
+            r"stochastic pooling takes no padding. Expected pad 0, received \(1, 0\)",
+        ),
         ("global_pooling: true kernel_size: 2", "with global_pooling the kernel is the whole plane"),
         ("global_pooling: true pad: 1", r"global_pooling pad must be 0 and stride 1. Received pad \(1, 1\), stride"),
         ("pool: MAX", "kernel_size must be given and positive. Received 0 x 0"),
@@ -235,9 +350,10 @@ def test_options_that_do_not_fit_are_named(options, message):
         run_layer(pooling(options), [distinct(13, 1, 1, 6, 6)])
 
 
-def test_average_pooling_with_a_mask_top_is_an_error():
-    with pytest.raises(NetError, match=r"average pooling has one top, only MAX writes a mask. Received 2 tops"):
-        run_layer(pooling("pool: AVE kernel_size: 2", 'top: "a" top: "b"'), [distinct(14, 1, 1, 6, 6)])
+@pytest.mark.parametrize(("kind", "word"), [("AVE", "average"), ("STOCHASTIC", "stochastic")])
+def test_only_max_pooling_has_a_mask_top(kind, word):
+    with pytest.raises(NetError, match=rf"{word} pooling has one top, only MAX writes a mask. Received 2 tops"):
+        run_layer(pooling(f"pool: {kind} kernel_size: 2", 'top: "a" top: "b"'), [distinct(14, 1, 1, 6, 6)])
 
 
 def test_a_bottom_without_four_axes_is_an_error():

@@ -35,7 +35,7 @@ extern "C" __global__ void accuracy_forward_spatial(int n, int channels, int inn
     const float* x = scores + (long long)(i / inner) * channels * inner + i % inner;
     const float own = x[(long long)(label < 0 ? 0 : label) * inner];
     int better = 0;
-    for (int c = 0; c < channels; ++c) better += c != label && x[(long long)c * inner] >= own;
+    for (int c = 0; c < channels; ++c) better += (c != label) & (x[(long long)c * inner] >= own);
     hits[i] = label >= 0 && better < top_k;
   }
 }

@@ -1,4 +1,5 @@
-// SoftmaxWithLoss: the mean negative logarithm of the probability that softmax.cu gave to each label.
+// SoftmaxWithLoss: the mean negative logarithm of the probability that softmax.cu gave to each label; and what every
+// loss shares, labels and sums.
 //
 //   E = sum over labelled positions of -log(max(p[label], FLT_MIN)) / normalizer
 //   dx[c] = (p[c] - (c == label)) * dE / normalizer                                        0 where the label is ignored
@@ -69,15 +70,16 @@ extern "C" __global__ void softmax_loss_forward(int rows, LossShape shape,
   }
 }
 
-// Adds up the chunks and divides by the normalizer: `fixed`, or the number of valid labels where that is 0; at least 1,
-// so that a batch without labels has the loss 0.  One row.  Overwrites normalizer and loss.
-extern "C" __global__ void softmax_loss_forward_sum(int rows, int chunks, float fixed,
-                                                    const float* partial SIZE(chunks), const int* valid SIZE(chunks),
-                                                    float* normalizer SIZE(1), float* loss SIZE(1)) {
+// Adds up partial losses and divides by the normalizer: `fixed`, or the number of valid labels where that is 0; at
+// least 1, so that a batch without labels has the loss 0.  One row.  Overwrites normalizer and loss.  Other losses with
+// a `normalization` use it too.
+extern "C" __global__ void loss_forward_sum(int rows, int partials, int chunks, float fixed,
+                                            const float* partial SIZE(partials), const int* valid SIZE(chunks),
+                                            float* normalizer SIZE(1), float* loss SIZE(1)) {
   ROW_LOOP(r, rows) {
     float sum = 0;
     int count = 0;
-    LANE_LOOP_SUM(i, chunks, sum) sum += partial[i];
+    LANE_LOOP_SUM(i, partials, sum) sum += partial[i];
     LANE_LOOP_SUM(i, chunks, count) count += valid[i];
     sum = block_sum(sum);
     count = block_sum(count);
@@ -86,6 +88,17 @@ extern "C" __global__ void softmax_loss_forward_sum(int rows, int chunks, float 
       normalizer[r] = divisor > 1 ? divisor : 1;
       loss[r] = sum / normalizer[r];
     }
+  }
+}
+
+// Adds up partial losses and multiplies by `scale`; for losses with a fixed one.  One row.  Overwrites loss.
+extern "C" __global__ void loss_forward_scale(int rows, int partials, float scale, const float* partial SIZE(partials),
+                                              float* loss SIZE(1)) {
+  ROW_LOOP(r, rows) {
+    float sum = 0;
+    LANE_LOOP_SUM(i, partials, sum) sum += partial[i];
+    sum = block_sum(sum);
+    if (FIRST_LANE) loss[r] = sum * scale;
   }
 }
 

@@ -52,7 +52,10 @@ class Accuracy(Layer):
         self._labels.reshape(self._extents, *bottom)
         classes = self._extents.channels
         if param.top_k > classes:
-            raise NetError(f"top_k must be at most the number of classes, {classes}. Received top_k {param.top_k}.")
+            raise NetError(
+                f"top_k must be at most the number of classes, {classes}. Received top_k {param.top_k} for bottom "
+                f"{bottom[0]}. Use a smaller top_k."
+            )
         if self._hits is None or self._hits.size != self._extents.positions:
             self._hits = self.device.alloc(self._extents.positions, np.int32)
         top[0].reshape(())

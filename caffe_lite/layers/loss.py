@@ -1,9 +1,9 @@
-"""SoftmaxWithLoss, and `Labels`, which every layer with class labels uses."""
+"""SoftmaxWithLoss, and what other losses share: `Labels`, `fixed_normalizer` and checks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,7 +42,8 @@ class Labels:
         if labels.count != extents.positions:
             raise ShapeError(
                 f"there must be one label for each prediction. Expected {extents.positions} labels for predictions "
-                f"{scores} with {extents.channels} classes, received labels {labels}."
+                f"{scores} with {extents.channels} classes, received labels {labels}. Check the axis, or "
+                "the layer that makes the labels."
             )
         if extents.positions != self._extents.positions:
             self.chunks = -(-extents.positions // CHUNK)
@@ -70,6 +71,43 @@ class Labels:
             f"label {labels.data.flat[first]:g} of {place} is no class. Expected 0 to {channels - 1} ({channels} "
             f"classes){ignored}. Check the labels, or the number of outputs of the layer below."
         )
+
+
+def fixed_normalizer(loss_param: Any, extents: Extents, default: int = caffe_pb2.LossParameter.VALID) -> int:
+    """Return what a ``LossParameter`` says that a loss is divided by, or 0 if that is the number of valid labels.
+
+    Without ``normalization``, the older ``normalize: true`` means VALID and ``false`` BATCH_SIZE; without either it is
+    `default`.
+    """
+    mode = caffe_pb2.LossParameter
+    if loss_param.HasField("normalization"):
+        chosen = loss_param.normalization
+    elif loss_param.HasField("normalize"):
+        chosen = mode.VALID if loss_param.normalize else mode.BATCH_SIZE
+    else:
+        chosen = default
+    normalizers = {mode.FULL: extents.positions, mode.VALID: 0, mode.BATCH_SIZE: extents.outer, mode.NONE: 1}
+    return normalizers[chosen]
+
+
+def ignored_label(loss_param: Any) -> int | None:
+    """Return the ``ignore_label`` of a ``LossParameter``, or None."""
+    return int(loss_param.ignore_label) if loss_param.HasField("ignore_label") else None
+
+
+def check_first_dimension(names: str, first: Blob, second: Blob) -> None:
+    """Raise `ShapeError` unless two bottoms of a loss have the same number of items."""
+    if not first.shape or first.shape[:1] != second.shape[:1]:
+        raise ShapeError(
+            f"{names} must have the same first dimension, one axis at least. Received {first} and {second}. Check the "
+            "batch sizes of the layers that make them."
+        )
+
+
+def refuse_labels(wanted: bool) -> None:
+    """Raise `NetError` if a gradient of the labels is wanted."""
+    if wanted:
+        raise NetError("a loss has no gradient for its labels. Set propagate_down: false for that bottom.")
 
 
 @register("SoftmaxWithLoss")
@@ -104,8 +142,7 @@ class SoftmaxWithLoss(Layer):
     checks_values = True
 
     def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
-        loss_param = self.param.loss_param
-        self._labels = Labels(self.device, loss_param.ignore_label if loss_param.HasField("ignore_label") else None)
+        self._labels = Labels(self.device, ignored_label(self.param.loss_param))
         self._softmax = SoftmaxOverAxis(self.device)
         self._prob = top[1] if len(top) > 1 else Blob(self.device)
         self._normalizer = self.device.alloc(1)
@@ -113,10 +150,7 @@ class SoftmaxWithLoss(Layer):
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         scores, labels = bottom
-        if scores.shape[:1] != labels.shape[:1]:
-            raise ShapeError(
-                f"scores and labels must have the same first dimension. Received scores {scores}, labels {labels}."
-            )
+        check_first_dimension("scores and labels", scores, labels)
         axis = self.axis_of(scores, self.param.softmax_param.axis)
         self._extents = Extents.around(axis, scores.shape)
         self._labels.reshape(self._extents, scores, labels)
@@ -134,12 +168,11 @@ class SoftmaxWithLoss(Layer):
         shape = (*self._extents, CHUNK)
         self.launch("softmax_loss_forward", chunks, chunks, shape, prob, self._labels.classes, self._partial)
         results = self._normalizer, top[0].data_buffer
-        fixed = self._fixed_normalizer()
-        self.launch("softmax_loss_forward_sum", 1, 1, chunks, fixed, self._partial, self._labels.valid, *results)
+        fixed = fixed_normalizer(self.param.loss_param, self._extents)
+        self.launch("loss_forward_sum", 1, 1, chunks, chunks, fixed, self._partial, self._labels.valid, *results)
 
     def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
-        if propagate_down[1]:
-            raise NetError("a loss has no gradient for its labels. Set propagate_down: false for the second bottom.")
+        refuse_labels(propagate_down[1])
         if not propagate_down[0]:
             return
         outer, channels, inner = self._extents
@@ -156,17 +189,3 @@ class SoftmaxWithLoss(Layer):
 
     def check(self, bottom: list[Blob]) -> None:
         self._labels.check(bottom[1])
-
-    def _fixed_normalizer(self) -> int:
-        """Return the normalizer, or 0 if it is the number of valid labels."""
-        param, mode = self.param.loss_param, caffe_pb2.LossParameter
-        chosen = param.normalization
-        if param.HasField("normalize") and not param.HasField("normalization"):
-            chosen = mode.VALID if param.normalize else mode.BATCH_SIZE
-        normalizers = {
-            mode.FULL: self._extents.positions,
-            mode.VALID: 0,
-            mode.BATCH_SIZE: self._extents.outer,
-            mode.NONE: 1,
-        }
-        return normalizers[chosen]

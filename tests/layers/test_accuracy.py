@@ -109,7 +109,9 @@ def test_a_label_that_is_no_class_is_an_error_and_touches_nothing(bottoms: list[
 
 
 def test_accuracy_refuses_more_best_scores_than_classes() -> None:
-    with pytest.raises(NetError, match=r"top_k must be at most the number of classes, 7. Received top_k 8"):
+    with pytest.raises(
+        NetError, match=r"top_k must be at most the number of classes, 7. Received top_k 8 for bottom 'bottom_0' \("
+    ):
         run_layer(accuracy("top_k: 8"), ROWS)
 
 

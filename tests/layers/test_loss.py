@@ -219,7 +219,7 @@ def test_labels_and_predictions_must_have_the_same_number() -> None:
 
 @pytest.mark.parametrize(("shape", "shown"), [((10,), r"\(10,\)"), ((), r"\(\)")])
 def test_labels_and_predictions_must_have_the_same_first_dimension(shape: tuple[int, ...], shown: str) -> None:
-    message = rf"same first dimension. Received scores 'bottom_0' \(6, 10\), labels 'bottom_1' {shown}"
+    message = rf"same first dimension, one axis at least. Received 'bottom_0' \(6, 10\) and 'bottom_1' {shown}. Check"
     with pytest.raises(ShapeError, match=message):
         run_layer(loss(), [ROWS[0], np.zeros(shape)])
 

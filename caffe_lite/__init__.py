@@ -11,7 +11,8 @@ from caffe_lite._version import __version__
 from caffe_lite.blob import Blob
 from caffe_lite.devices import set_mode_cpu, set_mode_gpu
 from caffe_lite.errors import CaffeError
-from caffe_lite.layers import Layer, layer_type_list
+from caffe_lite.layers import layer_type_list
+from caffe_lite.layers.python import Layer, set_python_layers
 from caffe_lite.log import init_log
 from caffe_lite.net import Net
 from caffe_lite.proto.caffe_pb2 import TEST, TRAIN
@@ -34,5 +35,6 @@ __all__ = [
     "proto",
     "set_mode_cpu",
     "set_mode_gpu",
+    "set_python_layers",
     "set_random_seed",
 ]

@@ -10,6 +10,7 @@
     ├── UsageError         ValueError          a call or a command line with the wrong arguments
     ├── KernelError        ValueError          a launch that does not match its kernel's signature
     ├── DeviceError        RuntimeError        a device that is absent or does not work
+    ├── PythonLayerError   RuntimeError        an exception in the code of a Python layer, which is its cause
     ├── MissingFileError   FileNotFoundError   a file that is not there
     ├── FileAccessError    OSError             a file that is there, but cannot be read or written
     └── OutOfMemoryError   MemoryError         more memory asked for than there is
@@ -68,6 +69,10 @@ class KernelError(CaffeError, ValueError):
 
 class DeviceError(CaffeError, RuntimeError):
     """A device that is absent or does not work."""
+
+
+class PythonLayerError(CaffeError, RuntimeError):
+    """An exception in the code of a Python layer, which is its cause."""
 
 
 class MissingFileError(CaffeError, FileNotFoundError):

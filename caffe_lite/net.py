@@ -18,6 +18,7 @@ import numpy as np
 from caffe_lite.blob import Blob
 from caffe_lite.errors import ShapeError, UsageError, suggest
 from caffe_lite.graph import PHASE_NAMES
+from caffe_lite.layers.memory_data import MemoryData
 from caffe_lite.random import next_seed
 from caffe_lite.runner import NetRunner
 
@@ -215,6 +216,18 @@ class Net(NetRunner):
         """Run the backward passes of layers `start` down to `end`, both included."""
         self._check_range(end, start)
         self._run_backward(start, end)
+
+    def set_input_arrays(self, data: NDArray[Any], labels: NDArray[Any]) -> None:
+        """Let the MemoryData layer, the net's first, take its batches from two float32 arrays.
+
+        `data` is (items, channels, height, width), `labels` (items,) or (items, 1, 1, 1), both as long as a multiple
+        of the batch size.  Raises `UsageError` or `ShapeError`.
+        """
+        layer = self.layers[0]
+        if not isinstance(layer, MemoryData):
+            raise UsageError(f"set_input_arrays needs a net whose first layer is MemoryData. It is {layer.type}.")
+        with self.at(0):
+            layer.set_arrays(data, labels)
 
     # -- weights
 

@@ -2,7 +2,9 @@
 
 A pass over a range of layers is recorded once as a `Program` and replayed until a blob's shape or memory changes: the
 blobs' `watch` then drops all programs and marks the net stale, and the next pass lets every layer reshape and records
-again.  With `debug_info`, and after a data layer changed its shape in the middle of a pass, layers run one by one.
+again.  Layers run one by one, each reshaped just before it runs, with `debug_info`, from a layer on that changed its
+shape in the middle of a pass, and after a change of shape where a layer is Python: only its forward pass knows the
+shapes of its tops.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class NetRunner(NetStructure):
         self._programs: dict[tuple[bool, int, int], Program] = {}  # by whether it is forward, start and end
         self._stale = False  # whether a shape has changed since the layers last reshaped
         self._last = len(self.layers) - 1
+        self._has_python_layer = any(layer.python_backward for layer in self.layers)
         self._checks = [index for index, layer in enumerate(self.layers) if layer.checks_values]
         for blob in [*self._blobs, *(param.blob for param in self.parameters.all)]:
             blob.watch = self._weakly(NetRunner._drop_programs)
@@ -115,10 +118,10 @@ class NetRunner(NetStructure):
 
     def _record_forward(self, start: int, end: int) -> Program | None:
         """Return the program of a forward pass, or None where layers must run one by one."""
+        if self._debug_info or (self._stale and self._has_python_layer):
+            return None
         if self._stale:
             self.reshape()
-        if self._debug_info:
-            return None
         program = Program(self.device)
         with program.recording():
             for index in range(start, end + 1):
@@ -135,19 +138,28 @@ class NetRunner(NetStructure):
         program = Program(self.device)
         with program.recording():
             for index in range(start, end - 1, -1):
-                self._launch_backward(index)
+                if self.layers[index].python_backward:
+                    program.step(self._weakly(NetRunner._launch_backward, index))
+                else:
+                    self._launch_backward(index)
         return self._programs.setdefault((False, start, end), program)
 
     def _forward_by_layer(self, start: int, end: int, prepared: bool = False) -> None:
         """Run layers one by one, reshaping as they go; `prepared` says that the first has its batch already."""
         for index in range(start, end + 1):
-            if self.layers[index].runs_python and not (prepared and index == start):
-                self._prepare(index)
-            if self._stale:
-                self._reshape_from(index + 1)
+            layer = self.layers[index]
+            if not (prepared and index == start):
+                if self._stale and not layer.python_backward:  # a Python layer reshapes in `prepare`
+                    with self.at(index):
+                        layer.reshape(self.bottoms[index], self.tops[index])
+                if layer.runs_python:
+                    self._prepare(index)
             self._launch_forward(index)
             if self._debug_info:
                 debug_info.log_forward(self, index)
+        if self._stale and end == self._last and (start == 0 or prepared):
+            self.fill_loss_weights()
+            self._stale = False
 
     def _weakly(self, method: Callable[..., None], *args: int) -> Callable[[], None]:
         """Return a call of `method` that does not keep the net alive, so that a net goes with its last user."""

@@ -1,7 +1,7 @@
 """Databases of records: byte keys in ascending order, each with a value (in Caffe's case a serialized ``Datum``).
 
 `open_reader` and `create` are all that the rest of caffe_lite knows of a database's format; another format is another
-`Reader` and `Writer` in `BACKENDS`.
+`Reader` and `Writer` in `_backend`.  LevelDB is in `leveldb.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import fcntl
 import itertools
 import logging
 import os
+import re
 import shutil
 import struct
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
@@ -36,6 +37,7 @@ logger = logging.getLogger("caffe_lite")
 LMDB_MAGIC = 0xBEEFC0DE
 FIRST_MAP_SIZE = 1 << 26  # doubled whenever it is full
 LOCK_PATIENCE = 1.0  # seconds
+DATABASE_FILE = re.compile(r"(data|lock)\.mdb|CURRENT|LOCK|LOG(\.old)?|MANIFEST-\d+|\d+\.(ldb|sst|log)")
 
 
 class Reader(abc.ABC):
@@ -43,15 +45,21 @@ class Reader(abc.ABC):
 
     Attributes:
         source: the path it was opened with.
-        records: the number of records, at least 1.
     """
 
     source: str
-    records: int
+
+    @property
+    @abc.abstractmethod
+    def records(self) -> int:
+        """The number of records, at least 1.  A LevelDB does not know it: the first time costs a pass over it."""
 
     @abc.abstractmethod
     def read(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
-        """Yield (key, value) of the records from number `start` to the last, in the order of their keys."""
+        """Yield (key, value) of the records from number `start` to the last, in the order of their keys.
+
+        `start` may be past the last record: counting goes on from the first then.
+        """
 
     @abc.abstractmethod
     def close(self) -> None:
@@ -78,16 +86,10 @@ def open_reader(source: str | os.PathLike[str], backend: str = "LMDB") -> Reader
     """Open the database folder `source` for reading; `backend` is a name of ``DataParameter.DB``.
 
     Raises `MissingFileError`, `FileAccessError` (no permission) or `DataError` (locked, empty, truncated, another
-    format, a backend that this version lacks).
+    format, a library that is not installed).
     """
     path = os.fspath(source)
-    if backend not in BACKENDS:
-        raise DataError(
-            f"{path}: the backend {backend} is not supported by this version. Expected {', '.join(BACKENDS)}. "
-            "Convert the database to LMDB, or write `backend: LMDB` into data_param if it is one "
-            "(without a `backend` Caffe takes LEVELDB)."
-        )
-    reader = BACKENDS[backend][0](path)
+    reader = _backend(backend)[0](path)
     logger.info("Opened %s %s", backend.lower(), path)
     return reader
 
@@ -106,7 +108,7 @@ def create(source: str | os.PathLike[str], backend: str = "LMDB", overwrite: boo
     partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
     try:
         partial.mkdir(parents=True)
-        with contextlib.closing(BACKENDS[backend][1](str(partial))) as writer:
+        with contextlib.closing(_backend(backend)[1](str(partial))) as writer:
             yield writer
             writer.commit()
         _move_into_place(partial, target)
@@ -122,9 +124,10 @@ def _check_replaceable(target: Path, overwrite: bool) -> None:
     """Raise `UsageError` unless `target` is a database that the caller wants replaced."""
     if not overwrite:
         raise UsageError(f"{target} exists already. Remove it, choose another name, or ask to overwrite it.")
-    others = {entry.name for entry in target.iterdir()} - {"data.mdb", "lock.mdb"} if target.is_dir() else {target.name}
-    if others:
-        raise UsageError(f"{target} is not an LMDB, so it is not overwritten. It holds {_some(others)}.")
+    names = {entry.name for entry in target.iterdir()} if target.is_dir() else {target.name}
+    others = {name for name in names if not DATABASE_FILE.fullmatch(name)}
+    if others or (names and names.isdisjoint({"data.mdb", "CURRENT"})):
+        raise UsageError(f"{target} is not a database, so it is not overwritten. It holds {some(others or names)}.")
 
 
 def _move_into_place(partial: Path, target: Path) -> None:
@@ -136,7 +139,7 @@ def _move_into_place(partial: Path, target: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _some(names: set[str]) -> str:
+def some(names: set[str]) -> str:
     """Return up to five names, for a message."""
     return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
@@ -162,20 +165,24 @@ class LmdbReader(Reader):
             if environment is None:
                 environment = _environments[key] = _open_environment(source, data)
         self._environment: lmdb.Environment | None = environment
-        self.records = int(environment.stat()["entries"])
-        if not self.records:
+        self._records = int(environment.stat()["entries"])
+        if not self._records:
             raise DataError(f"{source}: the LMDB is empty. Expected at least one record.")
+
+    @property
+    def records(self) -> int:
+        return self._records
 
     def read(self, start: int = 0) -> Iterator[tuple[bytes, bytes]]:
         if self._environment is None:
             raise DataError(f"{self.source}: this reader was closed. Open the database again.")
         try:
             with self._environment.begin() as transaction, transaction.cursor() as cursor:
-                if start:
+                if start % self._records:
                     # Walking the keys alone leaves the values' pages untouched: 60000 records take 7 ms.
                     keys = cursor.iternext(keys=True, values=False)
-                    collections.deque(itertools.islice(keys, start), maxlen=0)
-                    if not cursor.next():
+                    collections.deque(itertools.islice(keys, start % self._records), maxlen=0)
+                    if not cursor.next():  # a writer has removed records meanwhile
                         return
                 yield from cursor.iternext()
         except lmdb.Error as error:
@@ -209,7 +216,13 @@ class LmdbWriter(Writer):
         self._environment.close()
 
 
-BACKENDS: dict[str, tuple[type[LmdbReader], type[LmdbWriter]]] = {"LMDB": (LmdbReader, LmdbWriter)}
+def _backend(name: str) -> tuple[Callable[[str], Reader], Callable[[str], Writer]]:
+    """Return what opens and what creates a database of the backend `name`."""
+    if name == "LMDB":
+        return LmdbReader, LmdbWriter
+    from caffe_lite.data import leveldb
+
+    return leveldb.LevelDbReader, leveldb.LevelDbWriter
 
 
 def _find_data_file(source: str) -> Path:
@@ -226,9 +239,9 @@ def _find_data_file(source: str) -> Path:
         names = {entry.name for entry in folder.iterdir()}
         data = folder / "data.mdb"
         if "CURRENT" in names and "data.mdb" not in names:
-            raise DataError(f"{source} is a LevelDB, which this version does not read. Convert it to LMDB.")
+            raise DataError(f"{source} is a LevelDB. Write `backend: LEVELDB` into data_param, or convert it.")
         if "data.mdb" not in names:
-            raise DataError(f"{source} is not an LMDB. Expected data.mdb in it, found {_some(names) or 'nothing'}.")
+            raise DataError(f"{source} is not an LMDB. Expected data.mdb in it, found {some(names) or 'nothing'}.")
         with data.open("rb") as file:
             header = file.read(24)
     except OSError as error:
@@ -242,7 +255,7 @@ def _find_data_file(source: str) -> Path:
 
 def _open_environment(source: str, data: Path) -> lmdb.Environment:
     """Open an LMDB for reading, with its lock file where that can be used (then a writer keeps what we read)."""
-    _check_lock(source)
+    check_lock(source, "lock.mdb")
     try:
         environment = _open_for_reading(source)
     except lmdb.Error as locked:
@@ -271,10 +284,10 @@ def _open_for_reading(source: str, lock: bool = True) -> lmdb.Environment:
             time.sleep(0.001)
 
 
-def _check_lock(source: str) -> None:
+def check_lock(source: str, lock_file: str) -> None:
     """Raise `DataError` while another process holds the lock file for itself: opening would wait without end."""
     try:
-        file = (Path(source) / "lock.mdb").open("rb")
+        file = (Path(source) / lock_file).open("rb")
     except OSError:
         return
     deadline = time.monotonic() + LOCK_PATIENCE

@@ -6,7 +6,6 @@ The host decodes, chooses windows and packs them; subtracting the mean, mirrorin
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from caffe_lite.data import optional
+from caffe_lite.data.images import decode, planes
 from caffe_lite.errors import (
     CaffeError,
     DataError,
@@ -99,11 +100,11 @@ class Transformer:
             if (self.force_color or self.force_gray) and not self._warned:
                 self._warned = True
                 logger.warning("force_color and force_gray apply to encoded images only.")
-        self._check_size(image)
+        self.check(image)
         return image
 
     def pack(self, images: Sequence[Image], names: Sequence[str], labels: Sequence[int], first: int) -> Batch:
-        """Return the batch of `images`, which are the items from number `first` on.
+        """Return the batch of `images`, which are the items from number `first` on; `names` say which (record '7').
 
         Raises `DataError`, with the name of the item, if an image's shape or type does not go with the first one's.
         """
@@ -131,7 +132,7 @@ class Transformer:
         high = bits[:, :2] >> np.uint64(32)
         return ((high * (room + 1).astype(np.uint64)) >> np.uint64(32)).astype(np.int64)
 
-    def _check_size(self, image: Image) -> None:
+    def check(self, image: Image) -> None:
         """Raise `DataError` unless `image` holds the crop and has the shape of the mean file."""
         if self.mean_image is not None and image.shape != self.mean_image.shape:
             raise DataError(
@@ -147,34 +148,20 @@ class Transformer:
         for image, window, name in zip(images, windows, names, strict=True):
             if window.shape != shape:
                 raise DataError(
-                    f"record '{name}': the shape differs from that of '{names[0]}' in the same batch. Expected "
+                    f"{name}: the shape differs from that of {names[0]} in the same batch. Expected "
                     f"{_shape(images[0])}, received {_shape(image)}. Resize the images, set crop_size, or use "
                     "batch_size 1."
                 )
             if window.dtype != dtype:
-                raise DataError(
-                    f"record '{name}' {_kind(window)}, but '{names[0]}' in the same batch {_kind(windows[0])}."
-                )
+                raise DataError(f"{name} {_kind(window)}, but {names[0]} in the same batch {_kind(windows[0])}.")
 
     def _decode(self, content: bytes) -> Image:
         """Return an image file's pixels, uint8 (channels, height, width), colours in the order blue, green, red."""
-        try:
-            cv2: Any = importlib.import_module("cv2")
-        except ImportError as error:
-            raise DataError(
-                "the image is encoded, and decoding it needs OpenCV. "
-                "Install it with: pip install opencv-python-headless"
-            ) from error
+        cv2 = optional.opencv()
         mode = cv2.IMREAD_UNCHANGED
         if self.force_color or self.force_gray:
             mode = cv2.IMREAD_COLOR if self.force_color else cv2.IMREAD_GRAYSCALE
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), mode) if content else None
-        if pixels is None:
-            raise DataError(f"the encoded image cannot be decoded. It begins with {content[:8]!r}.")
-        if pixels.dtype != np.uint8:
-            raise DataError(f"the encoded image has elements of type {pixels.dtype}. Expected uint8.")
-        image: Image = pixels[np.newaxis] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        return image
+        return planes(decode(content, mode))
 
 
 def parse(value: bytes) -> Any:

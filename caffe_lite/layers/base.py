@@ -60,7 +60,8 @@ class Layer:
     is_loss: ClassVar[bool] = False  # the first top has loss weight 1 unless the prototxt says otherwise
     in_place: ClassVar[bool] = False  # the top may be the bottom
     runs_python: ClassVar[bool] = False  # `prepare` is called before each forward pass; cuts the tape
-    draws_random: ClassVar[bool] = False  # the kernels read `passes`
+    python_backward: ClassVar[bool] = False  # `backward` is called in each backward pass; cuts the tape
+    draws_random: bool = False  # the kernels read `passes`; some layers know only from their options
     checks_values: ClassVar[bool] = False  # `check` is called after each forward pass
 
     type: str = ""
@@ -100,7 +101,11 @@ class Layer:
         return True
 
     def prepare(self, bottom: list[Blob], top: list[Blob]) -> None:
-        """Run Python before a forward pass (`runs_python` only): hand over a batch, perhaps reshape the tops."""
+        """Run Python before `forward`, in each pass (`runs_python` only): hand over a batch, perhaps reshape the tops.
+
+        The bottoms are computed by then.  A layer that is Python altogether computes its tops here, and its `forward`
+        launches nothing; with `python_backward` nothing of it is recorded.
+        """
 
     def check(self, bottom: list[Blob]) -> None:
         """Raise what a kernel of the last forward pass found wrong with the values (`checks_values` only)."""
@@ -130,5 +135,6 @@ class Layer:
         """Return `axis` of `blob` as a non-negative index; a negative one counts from the end."""
         axes = len(blob.shape)
         if not -axes <= axis < axes:
-            raise ShapeError(f"axis {axis} does not exist. Expected -{axes} to {axes - 1} for bottom {blob}.")
+            expected = f"Expected -{axes} to {axes - 1}" if axes else "There is none"
+            raise ShapeError(f"axis {axis} does not exist. {expected} for bottom {blob}. Use another axis or bottom.")
         return axis % axes

@@ -19,39 +19,29 @@ from caffe_lite.proto import caffe_pb2
 logger = logging.getLogger("caffe_lite")
 
 
-@register("Data")
-class Data(Layer):
-    """Gives the next ``batch_size`` records of a database with each pass, and starts over at the end.
+class TransformedData(Layer):
+    """A layer that reads images, and transforms them as ``transform_param`` says (see `Transformer`).
 
-    Forward: top[0] = (pixel - mean) * scale, (num, channels, height, width), cropped and mirrored as
-    ``transform_param`` says; top[1], if there is one, the labels, (num,).  No backward.
-
-    Fields: ``data_param`` {source, backend, batch_size, rand_skip, prefetch}, ``transform_param`` (see `Transformer`).
-
-    *Caffe's quirks.*  The default backend is LEVELDB.  The first record of a batch decides its shape, so that images of
-    varying size can be read one at a time.  ``rand_skip`` skips up to that many records before the first, as Caffe did
-    until it declared the field deprecated.
+    Batches are prefetched by a thread; subtracting the mean, mirroring and scaling are one launch.  A subclass opens
+    its source in `setup` and calls `begin`.
     """
 
     exact_bottoms = 0
-    min_tops = 1
-    max_tops = 2
     runs_python = True
 
-    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
-        data = self.param.data_param
-        if not data.batch_size:
-            raise NetError("data_param: batch_size is missing. Expected 1 or more.")
-        if not data.source:
-            raise NetError("data_param: source is missing. Set it to the folder of a database.")
-        self._transformer = Transformer(self.param.transform_param, self.phase, self.seed)
-        self._reader = open_reader(data.source, caffe_pb2.DataParameter.DB.Name(data.backend))
-        first = load(data.source, itertools.islice(self._reader.read(), 1), self._transformer, 0).pixels
-        self._shape: tuple[int, ...] = (int(data.batch_size), *first.shape[1:])
+    def begin(
+        self, source: str, transformer: Transformer, first: Batch, batch_size: int, batches: Source[Batch]
+    ) -> None:
+        """Take the shape of the `first` image, and be ready to prefetch `batches`.
+
+        `batches` must not hold the layer: the thread would keep it alive.
+        """
+        self._source, self._transformer = source, transformer
+        self._shape: tuple[int, ...] = (batch_size, *first.pixels.shape[1:])
         self._mean = self.device.alloc(0)
-        self._pixels = self.device.alloc(0, first.dtype)
-        self._placement = self.device.alloc(3 * self._shape[0], np.int32)
-        self._prefetcher: Prefetcher[Batch] = Prefetcher(self._source(), int(data.prefetch))
+        self._pixels = self.device.alloc(0, first.pixels.dtype)
+        self._placement = self.device.alloc(3 * batch_size, np.int32)
+        self._prefetcher: Prefetcher[Batch] = Prefetcher(batches, int(self.param.data_param.prefetch))
         logger.info("output data size: %s", ",".join(str(size) for size in self._shape))
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
@@ -70,7 +60,7 @@ class Data(Layer):
         batch = self._prefetcher.take()
         if batch.pixels.dtype != self._pixels.dtype:
             raise DataError(
-                f"{self._reader.source}: the database mixes records of bytes and of float_data. "
+                f"{self._source}: the database mixes records of bytes and of float_data. "
                 f"Expected {self._pixels.dtype}, as in its first record, received {batch.pixels.dtype}."
             )
         if batch.pixels.shape != top[0].shape:
@@ -108,17 +98,9 @@ class Data(Layer):
 
     def close(self) -> None:
         self._prefetcher.close()
-        self._reader.close()
 
-    def _source(self) -> Source[Batch]:
-        """Return the prefetcher's source.  It must not hold the layer: the thread would keep it alive."""
-        reader, transformer, batch_size = self._reader, self._transformer, self._shape[0]
-        skip = self._random_skip()
-        return lambda passes: batches(reader, transformer, batch_size, skip, passes)
-
-    def _random_skip(self) -> int:
-        """Return how many records ``rand_skip`` leaves out before the first."""
-        limit = int(self.param.data_param.rand_skip)
+    def _random_skip(self, limit: int) -> int:
+        """Return how many items ``rand_skip`` leaves out before the first: a random number below `limit`."""
         if not limit:
             return 0
         skip = int(random_bits(self.seed, 0, 1)[0, 2]) % limit
@@ -126,12 +108,52 @@ class Data(Layer):
         return skip
 
 
+@register("Data")
+class Data(TransformedData):
+    """Gives the next ``batch_size`` records of a database with each pass, and starts over at the end.
+
+    Forward: top[0] = (pixel - mean) * scale, (num, channels, height, width), cropped and mirrored as
+    ``transform_param`` says; top[1], if there is one, the labels, (num,).  No backward.
+
+    Fields: ``data_param`` {source, backend, batch_size, rand_skip, prefetch}, ``transform_param`` (see `Transformer`).
+    LevelDB needs the library plyvel.
+
+    *Caffe's quirks.*  The default backend is LEVELDB.  The first record of a batch decides its shape, so that images of
+    varying size can be read one at a time.  ``rand_skip`` skips up to that many records before the first, as Caffe did
+    until it declared the field deprecated.  Unlike in Caffe, reading does not change a LevelDB.
+    """
+
+    min_tops = 1
+    max_tops = 2
+
+    def setup(self, bottom: list[Blob], top: list[Blob]) -> None:
+        data = self.param.data_param
+        size = int(data.batch_size)
+        if not size:
+            raise NetError("data_param: batch_size is missing. Expected 1 or more.")
+        if not data.source:
+            raise NetError("data_param: source is missing. Set it to the folder of a database.")
+        transformer = Transformer(self.param.transform_param, self.phase, self.seed)
+        self._reader = reader = open_reader(data.source, caffe_pb2.DataParameter.DB.Name(data.backend))
+        first = load(data.source, itertools.islice(reader.read(), 1), transformer, 0)
+        skip = self._random_skip(int(data.rand_skip))
+
+        def source(passes: int) -> Generator[Batch, None, None]:
+            return batches(reader, transformer, size, skip, passes)
+
+        self.begin(data.source, transformer, first, size, source)
+
+    def close(self) -> None:
+        super().close()
+        self._reader.close()
+
+
 def batches(
     reader: Reader, transformer: Transformer, batch_size: int, skip: int, passes: int
 ) -> Generator[Batch, None, None]:
     """Yield batches without end, from the one after `passes` batches on."""
     first = passes * batch_size
-    records = cycle(reader, (skip + first) % reader.records)
+    records = cycle(reader, skip + first)
     while True:
         yield load(reader.source, itertools.islice(records, batch_size), transformer, first)
         first += batch_size
@@ -140,10 +162,13 @@ def batches(
 def cycle(reader: Reader, start: int) -> Iterator[tuple[bytes, bytes]]:
     """Yield records without end, from number `start` on."""
     while True:
-        for number, record in enumerate(reader.read(start), start + 1):
-            if number == reader.records:
-                logger.info("Restarting data prefetching from start.")
+        records = reader.read(start)
+        record = next(records)
+        for following in records:
             yield record
+            record = following
+        logger.info("Restarting data prefetching from start.")
+        yield record
         start = 0
 
 
@@ -151,12 +176,12 @@ def load(source: str, records: Iterable[tuple[bytes, bytes]], transformer: Trans
     """Return the batch of `records`, the items from number `first` on.  Raises `DataError`, which names the record."""
     names, images, labels = [], [], []
     for key, value in records:
-        name = key.decode(errors="backslashreplace")
+        name = f"record '{key.decode(errors='backslashreplace')}'"
         try:
             datum = parse(value)
             images.append(transformer.image(datum))
         except DataError as error:
-            raise error.located(f"{source}: record '{name}'") from error.__cause__
+            raise error.located(f"{source}: {name}") from error.__cause__
         names.append(name)
         labels.append(datum.label)
     try:

@@ -11,7 +11,9 @@ from caffe_lite.errors import NetError, ShapeError
 from caffe_lite.layers.base import Layer, register
 
 
-def add_weights_and_bias(layer: Layer, weight_shape: Sequence[int], num_output: int, options: Any) -> None:
+def add_weights_and_bias(
+    layer: Layer, bottom: Blob, weight_shape: Sequence[int], num_output: int, options: Any
+) -> None:
     """Give `layer` weights of `weight_shape` and, if ``options.bias_term``, a bias of `num_output` elements.
 
     `options` is the layer's own message with ``weight_filler``, ``bias_filler`` and ``bias_term``.  Params that are
@@ -23,7 +25,10 @@ def add_weights_and_bias(layer: Layer, weight_shape: Sequence[int], num_output: 
             layer.add_param(shape, filler)
     given = [blob.shape for blob in layer.blobs]
     if given != shapes:
-        raise ShapeError(f"the params do not fit the options. Expected shapes {shapes}, received {given}.")
+        raise ShapeError(
+            f"the params do not fit bottom {bottom} and the options. Expected shapes {shapes}, received {given}. "
+            "Change the options, or leave the params out of the prototxt."
+        )
 
 
 @register("InnerProduct")
@@ -61,7 +66,7 @@ class InnerProduct(Layer):
         axis = self.axis_of(bottom[0], options.axis)
         self.inputs = math.prod(bottom[0].shape[axis:])
         shape = (self.inputs, self.num_output) if self.transpose else (self.num_output, self.inputs)
-        add_weights_and_bias(self, shape, self.num_output, options)
+        add_weights_and_bias(self, bottom[0], shape, self.num_output, options)
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Size the top.  Raises `ShapeError` if the number of inputs is not the weights'."""
@@ -71,7 +76,8 @@ class InnerProduct(Layer):
         if inputs != self.inputs:
             raise ShapeError(
                 f"the input size does not fit the weights. Expected {self.inputs} inputs from axis {axis} on, received "
-                f"{inputs} (bottom {bottom[0]}, weights {self.blobs[0].shape})."
+                f"{inputs} (bottom {bottom[0]}, weights {self.blobs[0].shape}). Give it items of the size it had "
+                "when the net was built."
             )
         self.rows = math.prod(shape[:axis])
         top[0].reshape(*shape[:axis], self.num_output)

@@ -51,7 +51,7 @@ class Input(Layer):
 class DummyData(Layer):
     """Tops that a filler fills: data for timing and for tests.
 
-    Forward: nothing to compute.  Every top is filled at setup, and, unless its filler is constant, before each pass.
+    Forward: nothing to compute.  A top whose filler is constant is filled once, at setup, any other before each pass.
     Backward: none.
 
     Shapes: top i has ``shape`` i, or the only one given; or (num, channels, height, width) i from the legacy fields.
@@ -60,8 +60,8 @@ class DummyData(Layer):
 
     The values are a function of the layer's seed and the number of the pass, so that a resumed run repeats them.
 
-    Caffe's quirks: without ``data_filler`` a top is zero.  As constants are never filled again, what a script writes
-    into such a top stays.
+    Caffe's quirks: without ``data_filler`` a top is zero, as is one with a random filler until the first pass.  As
+    constants are never filled again, what a script writes into such a top stays.
     """
 
     exact_bottoms = 0
@@ -73,15 +73,21 @@ class DummyData(Layer):
         self._fillers = _one_each("data_filler", fillers, top)
         for blob, shape in zip(top, self._shapes(top), strict=True):
             blob.reshape(shape)
+        for blob, filler in zip(top, self._fillers, strict=True):
+            values = fill(filler, blob.shape, self.rng)  # of any filler: its errors are raised here
+            if filler.type == "constant":
+                self.device.upload(blob.data_buffer, values)
         self._passes = 0
-        self._fill(top, self._fillers)
 
     def reshape(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Keep the tops as they are: setup shaped them."""
 
     def prepare(self, bottom: list[Blob], top: list[Blob]) -> None:
         """Fill the tops whose filler is not constant."""
-        self._fill(top, [None if filler.type == "constant" else filler for filler in self._fillers])
+        rng = np.random.default_rng([self.seed, self._passes])
+        for blob, filler in zip(top, self._fillers, strict=True):
+            if filler.type != "constant":
+                self.device.upload(blob.data_buffer, fill(filler, blob.shape, rng))
         self._passes += 1
 
     def seek(self, passes: int) -> None:
@@ -93,13 +99,6 @@ class DummyData(Layer):
 
     def backward(self, top: list[Blob], propagate_down: Sequence[bool], bottom: list[Blob]) -> None:
         pass
-
-    def _fill(self, top: list[Blob], fillers: list[Any]) -> None:
-        """Fill each top that has a filler with what belongs to the present pass."""
-        rng = np.random.default_rng([self.seed, self._passes])
-        for blob, filler in zip(top, fillers, strict=True):
-            if filler is not None:
-                self.device.upload(blob.data_buffer, fill(filler, blob.shape, rng))
 
     def _shapes(self, top: list[Blob]) -> list[tuple[int, ...]]:
         param = self.param.dummy_data_param
@@ -114,5 +113,8 @@ class DummyData(Layer):
 def _one_each(field: str, values: Sequence[Any], top: list[Blob]) -> list[Any]:
     """Return one of the repeated `values` for each top; a single one serves all of them."""
     if len(values) not in (1, len(top)):
-        raise NetError(f"{field} must be given once, or once for each of the {len(top)} tops. Received {len(values)}.")
+        names = ", ".join(f"'{blob.name}'" for blob in top)
+        raise NetError(
+            f"{field} must be given once, or once for each of the {len(top)} tops {names}. Received {len(values)}."
+        )
     return list(values) * len(top) if len(values) == 1 else list(values)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib.util
 import shutil
 import threading
 import time
@@ -101,12 +100,8 @@ def prototxt(source: Path, batch_size: int, transform: str = "", data: str = "")
 
 # -- the original's numbers
 
-OPENCV = pytest.mark.skipif(importlib.util.find_spec("cv2") is None, reason="OpenCV is not installed")
 
-
-@pytest.mark.parametrize(
-    "case", ["data_raw", "data_gray", "data_crop_mean_file", pytest.param("data_mean_values", marks=OPENCV)]
-)
+@pytest.mark.parametrize("case", ["data_raw", "data_gray", "data_crop_mean_file", "data_mean_values", "data_leveldb"])
 def test_batches_equal_the_original_exactly(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, open_layer: Any
 ) -> None:
@@ -311,7 +306,7 @@ def test_the_missing_source_is_an_error(open_layer: Any) -> None:
 
 def test_the_missing_backend_is_explained(tmp_path: Path, open_layer: Any) -> None:
     text = prototxt(database(tmp_path / "db", pictures(1)), 1).replace("backend: LMDB", "")
-    with pytest.raises(DataError, match="the backend LEVELDB is not supported by this version"):
+    with pytest.raises(DataError, match=r"is an LMDB. Write `backend: LMDB` .*without a `backend` Caffe takes LEVELDB"):
         open_layer(text)
 
 

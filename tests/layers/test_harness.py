@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import pytest
 from caffe_lite.layers.inner_product import InnerProduct
 
 from .harness import (
+    REFERENCE,
     TOLERANCES,
     Tolerance,
     assert_close,
@@ -25,6 +29,8 @@ TEXT = (
     'type: "InnerProduct" inner_product_param { num_output: 4 '
     'weight_filler { type: "gaussian" std: 1 } bias_filler { type: "uniform" min: -1 max: 1 } }'
 )
+
+CASES = sorted(path.stem for path in REFERENCE.glob("*.prototxt"))
 
 
 def define(bottoms, params):
@@ -124,3 +130,21 @@ def test_the_tolerance_against_the_original_is_the_recordings():
 def test_distinct_values_keep_apart_from_each_other_and_from_zero():
     values = np.sort(distinct(1, 3, 7, gap=0.5).ravel())
     assert np.diff(values).min() == pytest.approx(0.5) and np.abs(values).min() == pytest.approx(0.25)
+
+
+def reference_tests() -> Iterator[str]:
+    """Yield the name of each recorded case that a test of this folder hands to `check_reference`."""
+    for path in sorted(Path(__file__).parent.glob("test_*.py")):
+        module = importlib.import_module(f"{__package__}.{path.stem}")
+        for test in vars(module).values():
+            code = getattr(test, "__code__", None)
+            if path.name == Path(__file__).name or code is None or "check_reference" not in code.co_names:
+                continue
+            marks = [mark for mark in getattr(test, "pytestmark", []) if mark.args[:1] == ("name",)]
+            yield from marks[0].args[1] if marks else {str(one) for one in code.co_consts} & set(CASES)
+
+
+def test_every_recorded_case_is_checked_by_exactly_one_test():
+    assert len(CASES) == 131
+    assert sorted(reference_tests()) == CASES
+    assert sorted(path.stem for path in REFERENCE.glob("*.npz")) == CASES

@@ -101,7 +101,7 @@ def test_params_from_the_prototxt_are_kept():
 
 def test_params_from_the_prototxt_that_do_not_fit_are_an_error():
     blobs = "blobs { shape { dim: 1 dim: 2 } data: 3 data: 5 }"
-    message = r"the params do not fit the options. Expected shapes \[\(1, 2\), \(1,\)\], received \[\(1, 2\)\]"
+    message = r"bottom 'bottom_0' \(1, 2\) and the options. Expected shapes \[\(1, 2\), \(1,\)\], received \[\(1, 2\)\]"
     with pytest.raises(ShapeError, match=message):
         run_layer(inner_product("num_output: 1", blobs), [random(46, 1, 2)])
 

@@ -61,7 +61,7 @@ def test_an_input_keeps_what_was_written_and_how_it_was_reshaped() -> None:
 
 
 def test_an_input_refuses_a_number_of_shapes_that_is_not_the_tops() -> None:
-    with pytest.raises(NetError, match=r"shape must be given once, or once for each of the 3 tops. Received 2"):
+    with pytest.raises(NetError, match=r"shape must be given once, or once for each of the 3 tops .*Received 2"):
         build('type: "Input" input_param { shape { dim: 1 } shape { dim: 2 } }', 3)
 
 
@@ -82,7 +82,7 @@ def test_dummy_data_is_zero_without_a_filler() -> None:
 def test_dummy_data_fills_constants_once_and_anything_else_before_each_pass() -> None:
     fillers = 'data_filler { value: 3 } data_filler { type: "gaussian" }'
     layer, tops = build(dummy(f"shape {{ dim: 4 dim: 5 }} {fillers}"), 2)
-    assert (tops[0].data == 3).all() and tops[1].data.all()
+    assert (tops[0].data == 3).all() and not tops[1].data.any()
     first, second = run(layer, tops), run(layer, tops)
     assert (first[0] == 3).all()
     assert first[1].all() and second[1].all() and (first[1] != second[1]).all()
@@ -123,9 +123,9 @@ def test_dummy_data_takes_shapes_and_legacy_dimensions(options: str, expected: l
     ("options", "message"),
     [
         ("shape { dim: 1 } num: 1", "both shape and the legacy num, channels, height, width are given"),
-        ("", "shape must be given once, or once for each of the 3 tops. Received 0"),
-        ("num: 1 num: 2 channels: 1 height: 1 width: 1", "num must be given once, or .* 3 tops. Received 2"),
-        ("num: 1 height: 1 width: 1", "channels must be given once, or .* 3 tops. Received 0"),
+        ("", "shape must be given once, or once for each of the 3 tops .*Received 0"),
+        ("num: 1 num: 2 channels: 1 height: 1 width: 1", "num must be given once, or .* 3 tops .*Received 2"),
+        ("num: 1 height: 1 width: 1", "channels must be given once, or .* 3 tops .*Received 0"),
         ("num: 1 channels: 1 height: 1 height: 1 width: 1", "height must be given once, or .* Received 2"),
         ("num: 1 channels: 1 height: 1", "width must be given once, or .* Received 0"),
         ("shape { dim: 1 } data_filler {} data_filler {}", "data_filler must be given once, or .* Received 2"),

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 BATCH = 64
+PAUSE = 0.02  # seconds
 
 
 def main() -> None:
@@ -77,10 +78,14 @@ def print_start_up(rounds: int) -> None:
 def alternate(
     ours: Callable[[], object], theirs: Callable[[], object], rounds: int, repeats: int
 ) -> tuple[list[float], list[float]]:
-    """Return the milliseconds of one call of each side, one figure a round."""
+    """Return the milliseconds of one call of each side, one figure a round.
+
+    Before each turn a pause: both sides' idle threads spin for a while, and would take a core from the other side.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds + 2):
         for step, results in zip((ours, theirs), times, strict=True):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             for _ in range(repeats):
                 step()

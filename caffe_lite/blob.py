@@ -176,7 +176,7 @@ class Blob:
     def _legacy(self, axis: int) -> int:
         if len(self._shape) > 4:
             raise ShapeError(
-                f"num, channels, height and width exist for blobs of at most 4 axes. Received shape {self._shape}. "
+                f"num, channels, height and width exist for blobs of at most 4 axes. Received {self}. "
                 "Use shape instead."
             )
         return self._shape[axis] if axis < len(self._shape) else 1

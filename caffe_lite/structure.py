@@ -149,7 +149,7 @@ class NetStructure:
         logger.info("Creating Layer %s", param.name)
         self._connect_bottoms(param)
         self._connect_tops(param, layer)
-        _check_blob_counts(layer, len(self.bottoms[-1]), len(self.tops[-1]))
+        _check_blob_counts(layer, self.bottoms[-1], self.tops[-1])
         self._set_up(layer)
         self._add_params(layer)
 
@@ -289,17 +289,26 @@ def _loss_weights(layer: Layer, tops: int) -> list[float]:
     return list(weights) or [0.0] * tops
 
 
-def _check_blob_counts(layer: Layer, bottoms: int, tops: int) -> None:
-    _check_count("bottoms", bottoms, layer.exact_bottoms, layer.min_bottoms, layer.max_bottoms)
-    _check_count("tops", tops, layer.exact_tops, layer.min_tops, layer.max_tops)
-    if layer.equal_bottoms_and_tops and bottoms != tops:
-        raise NetError(f"wrong number of tops. Expected one for each of the {bottoms} bottoms, received {tops}.")
+def _check_blob_counts(layer: Layer, bottoms: list[Blob], tops: list[Blob]) -> None:
+    """Raise `NetError` unless the layer takes so many bottoms and tops; the tops have no shapes yet."""
+    given = [str(blob) for blob in bottoms]
+    _check_count("bottoms", given, layer.exact_bottoms, layer.min_bottoms, layer.max_bottoms)
+    made = [f"'{blob.name}'" for blob in tops]
+    _check_count("tops", made, layer.exact_tops, layer.min_tops, layer.max_tops)
+    if layer.equal_bottoms_and_tops and len(bottoms) != len(tops):
+        expected = f"one for each of the {len(bottoms)} bottoms {', '.join(given)}"
+        raise NetError(f"wrong number of tops. Expected {expected}, received {_counted(made)}.")
 
 
-def _check_count(what: str, count: int, exact: int | None, least: int, most: int | None) -> None:
+def _check_count(what: str, given: list[str], exact: int | None, least: int, most: int | None) -> None:
+    count = len(given)
     if exact is not None and count != exact:
-        raise NetError(f"wrong number of {what}. Expected {exact}, received {count}.")
+        raise NetError(f"wrong number of {what}. Expected {exact}, received {_counted(given)}.")
     if count < least:
-        raise NetError(f"wrong number of {what}. Expected at least {least}, received {count}.")
+        raise NetError(f"wrong number of {what}. Expected at least {least}, received {_counted(given)}.")
     if most is not None and count > most:
-        raise NetError(f"wrong number of {what}. Expected at most {most}, received {count}.")
+        raise NetError(f"wrong number of {what}. Expected at most {most}, received {_counted(given)}.")
+
+
+def _counted(given: list[str]) -> str:
+    return f"{len(given)}: {', '.join(given)}" if given else "0"

@@ -152,7 +152,7 @@ def test_legacy_accessors_count_missing_axes_as_one() -> None:
 
 
 def test_legacy_accessors_refuse_more_than_four_axes() -> None:
-    with pytest.raises(ShapeError, match=r"at most 4 axes\. Received shape \(1, 2, 3, 4, 5\)"):
+    with pytest.raises(ShapeError, match=r"at most 4 axes\. Received .x. \(1, 2, 3, 4, 5\)"):
         _ = blob(1, 2, 3, 4, 5).height
 
 

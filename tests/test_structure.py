@@ -218,11 +218,11 @@ def test_the_log_of_lenet_is_the_originals(phase: str, caplog: pytest.LogCapture
             layer("c", "Convolutoin", "x", "y"),
             "'c' (Convolutoin): unknown layer type 'Convolutoin'. Did you mean 'Convol",
         ),
-        (layer("c", "Zebra", "x", "y"), "unknown layer type 'Zebra'. Known types: Accuracy,"),
-        (layer("c", "", "x", "y"), "layer 'c' (): the layer has no type. Known types: Accuracy,"),
-        (layer("l", "SoftmaxWithLoss", "x", "y"), "wrong number of bottoms. Expected 2, received 1."),
+        (layer("c", "Zebra", "x", "y"), "unknown layer type 'Zebra'. Known types: AbsVal, Accuracy,"),
+        (layer("c", "", "x", "y"), "layer 'c' (): the layer has no type. Known types: AbsVal, Accuracy,"),
+        (layer("l", "SoftmaxWithLoss", "x", "y"), "wrong number of bottoms. Expected 2, received 1: 'x' (2, 3)."),
         (layer("s", "Silence"), "wrong number of bottoms. Expected at least 1, received 0."),
-        (layer("s", "Silence", "x", "y"), "wrong number of tops. Expected 0, received 1."),
+        (layer("s", "Silence", "x", "y"), "wrong number of tops. Expected 0, received 1: 'y'."),
         (layer("i", "Input"), "wrong number of tops. Expected at least 1, received 0."),
         (
             layer("i", "InnerProduct", "x", "x", IP),
@@ -261,7 +261,7 @@ def test_a_layer_with_a_top_for_each_bottom_refuses_another_number() -> None:
         exact_bottoms = None
         equal_bottoms_and_tops = True
 
-    with layer_type(Pairs), pytest.raises(NetError, match=r"tops\. Expected one for each of the 2 bottoms, received 1"):
+    with layer_type(Pairs), pytest.raises(NetError, match=r"of the 2 bottoms 'x_.*' \(2,\), .*, received 1: 'y'."):
         build(input_layer(x=(2,)) + layer("c", "Custom", "x x", "y"))
 
 

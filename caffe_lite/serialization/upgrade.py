@@ -368,6 +368,12 @@ def _upgrade_inputs(net_param: Any) -> None:
 def _upgrade_batch_norms(layers: list[Any]) -> None:
     """Keep the solver away from the three params of BatchNorm layers: they are statistics."""
     for layer in layers:
+        if any(spec.lr_mult != 0 for spec in layer.param):
+            logger.warning(
+                "Layer '%s' (BatchNorm): its params are statistics and cannot be trained. Expected lr_mult 0, received "
+                "%s; all are taken as 0.",
+                layer.name, ", ".join(f"{spec.lr_mult:g}" for spec in layer.param),
+            )  # fmt: skip
         for spec in layer.param:
             spec.lr_mult = 0
             spec.decay_mult = 0

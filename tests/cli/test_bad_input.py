@@ -62,7 +62,7 @@ NET_MISTAKES = {
     "an unknown layer type": (
         'type: "Convolution"', 'type: "Convolutoin"',
         r"net.prototxt:8: layer 'conv1' \(Convolutoin\): unknown layer type 'Convolutoin'. "
-        r"Did you mean 'Convolution'\? Known types: Accuracy, Convolution,",
+        r"Did you mean 'Convolution' or 'Deconvolution'\? Known types: AbsVal, Accuracy,",
     ),
     "an unknown bottom": (
         'bottom: "conv1"', 'bottom: "conv"',
@@ -105,7 +105,8 @@ NET_MISTAKES = {
     ),
     "a missing backend": (
         "backend: LMDB", "",
-        r"net.prototxt:3: layer 'mnist' \(Data\): db: the backend LEVELDB is not supported by this version.",
+        r"net.prototxt:3: layer 'mnist' \(Data\): db is an LMDB. Write `backend: LMDB` "
+        r".*without a `backend` Caffe takes LEVELDB",
     ),
 }  # fmt: skip
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nets import TRAIN, input_layer, layer
 
 from caffe_lite import layers, prototxt
 from caffe_lite.devices import HostDevice
 from caffe_lite.net import Net
 from caffe_lite.proto import caffe_pb2
-from tests.nets import TRAIN, input_layer, layer
 
 FOLDER = Path(__file__).parent / "reference" / "layers"
 CASES = {path.stem: path.read_text() for path in sorted(FOLDER.glob("*.prototxt"))}

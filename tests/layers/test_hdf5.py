@@ -11,13 +11,13 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from nets import build, input_layer, layer
+from reference import recipe
 
 from caffe_lite.data import hdf5
 from caffe_lite.errors import CaffeError, DataError, FileAccessError, MissingFileError, NetError, ShapeError
 from caffe_lite.net import Net
 from caffe_lite.solvers import get_solver
-from tests.nets import build, input_layer, layer
-from tests.reference import recipe
 
 SIZES = (4, 1, 7)  # rows of the three files
 

@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 from google.protobuf import text_format
+from nets import parse
 
 from caffe_lite.errors import DataError, FileAccessError, MissingFileError, NetError
 from caffe_lite.net import Net
 from caffe_lite.proto import caffe_pb2
-from tests.nets import parse
 
 FILES = Path(__file__).resolve().parents[1] / "reference" / "files"
 TRAIN, TEST = caffe_pb2.TRAIN, caffe_pb2.TEST

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nets import build, input_layer, layer
 
 from caffe_lite.errors import CaffeError, DataError, NetError, ShapeError, UsageError
 from caffe_lite.net import Net
-from tests.nets import build, input_layer, layer
 
 DATA = np.arange(6 * 2 * 3 * 1, dtype=np.float32).reshape(6, 2, 3, 1)
 LABELS = np.arange(6, dtype=np.float32)

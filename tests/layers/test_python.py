@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from nets import TEST, TRAIN, build, input_layer, layer
 
 import caffe_lite
 from caffe_lite.errors import NetError, PythonLayerError, ShapeError
 from caffe_lite.net import Net
-from tests.nets import TEST, TRAIN, build, input_layer, layer
 
 CODE = '''
 import caffe_lite as caffe

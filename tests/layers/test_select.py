@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from nets import build
 
 from caffe_lite.errors import DataError, NetError, ShapeError
 from caffe_lite.layers.concat import PIECE
-from tests.nets import build
 
 from .harness import Array, assert_close, check_layer, check_reference, random, run_layer
 

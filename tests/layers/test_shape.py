@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from nets import build
 
 from caffe_lite.errors import NetError, ShapeError
-from tests.nets import build
 
 from .harness import assert_close, check_layer, check_reference, random, reference_names, run_layer
 

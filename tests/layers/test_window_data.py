@@ -10,12 +10,12 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
+from nets import TRAIN, build, layer
 
 from caffe_lite.data.windows import place
 from caffe_lite.errors import DataError, MissingFileError, NetError
 from caffe_lite.net import Net
 from caffe_lite.proto import caffe_pb2
-from tests.nets import TRAIN, build, layer
 
 from .harness import assert_close
 

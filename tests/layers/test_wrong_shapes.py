@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from nets import build, input_layer, layer
 
 from caffe_lite.errors import NetError
 from caffe_lite.layers import REGISTRY, layer_type_list
-from tests.nets import build, input_layer, layer
 
 Shape = tuple[int, ...]
 

@@ -48,6 +48,11 @@ extern "C" __global__ void dropout_backward(int n, float scale, const unsigned c
   ELEMENT_LOOP(i, n) bottom_diff[i] = top_diff[i] * (kept[i] ? scale : 0.0f);
 }
 
+// Writes out[i] = scale * in[i], for a dropout that scales in TEST.  Overwrites; in place is allowed.
+extern "C" __global__ void dropout_scale(int n, float scale, const float* in SIZE(n), float* out SIZE(n)) {
+  ELEMENT_LOOP(i, n) out[i] = scale * in[i];
+}
+
 // Computes one element of y.  Overwrites top.
 extern "C" __global__ void elu_forward(int n, float alpha, const float* bottom SIZE(n), float* top SIZE(n)) {
   ELEMENT_LOOP(i, n) {

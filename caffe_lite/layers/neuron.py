@@ -100,7 +100,8 @@ class Dropout(Neuron):
 
     Shapes: any; the top has the bottom's.
 
-    ``dropout_param { dropout_ratio }``: at least 0, which keeps everything, and below 1; 0.5 by default.
+    ``dropout_param { dropout_ratio scale_train }``: the ratio is at least 0, which keeps everything, and below 1; 0.5
+    by default.  `scale_train` (true) is Fast R-CNN's: false scales by 1 - dropout_ratio in TEST, and not in TRAIN.
 
     Caffe's quirks: the scaling is done while training, so that weights need no change for a test.  The original draws
     other numbers on the GPU than on the CPU; here the same seed drops the same elements everywhere.
@@ -112,7 +113,9 @@ class Dropout(Neuron):
         ratio = self.param.dropout_param.dropout_ratio
         if not 0 <= ratio < 1:
             raise NetError(f"dropout_ratio must be at least 0 and below 1. Received {ratio:g}.")
-        self._scale = 1 / (1 - ratio)
+        scale_train = self.param.dropout_param.scale_train
+        self._scale = 1 / (1 - ratio) if scale_train else 1.0
+        self._test_scale = 1.0 if scale_train else 1 - ratio
         self._drop_below = min(round(ratio * 2**32), 2**32 - 1)
         self._kept: Buffer | None = None
 
@@ -125,7 +128,7 @@ class Dropout(Neuron):
     def forward(self, bottom: list[Blob], top: list[Blob]) -> None:
         x, y, count = bottom[0].data_buffer, top[0].data_buffer, bottom[0].count
         if not self._training:
-            self._copy(x, y)
+            self._pass_on(x, y)
             return
         assert self.passes is not None and self._kept is not None
         seed = self.seed & 0xFFFFFFFF, self.seed >> 32
@@ -137,10 +140,17 @@ class Dropout(Neuron):
             return
         dy, dx, count = top[0].diff_buffer, bottom[0].diff_buffer, bottom[0].count
         if not self._training:
-            self._copy(dy, dx)
+            self._pass_on(dy, dx)
             return
         assert self._kept is not None
         self.launch("dropout_backward", count, count, self._scale, self._kept, dy, dx)
+
+    def _pass_on(self, source: Buffer, target: Buffer) -> None:
+        """Launch what TEST does to the data and, on the way back, to the diff."""
+        if self._test_scale == 1:
+            self._copy(source, target)
+        else:
+            self.launch("dropout_scale", source.size, source.size, self._test_scale, source, target)
 
     @property
     def _training(self) -> bool:

@@ -145,6 +145,17 @@ def test_dropout_works_in_place_and_after_a_reshape() -> None:
         assert_close(top, np.where(kept(top), larger * SCALE, 0), "top after a reshape")
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_dropout_without_scale_train_scales_in_test_instead(in_place: bool) -> None:
+    text = 'type: "Dropout" dropout_param { dropout_ratio: 0.75 scale_train: false }'
+    x, dy = random(3, 7) + 3, random(3, 7)
+    run = run_layer(text, [x], TEST, in_place=in_place)
+    np.testing.assert_array_equal(run.tops[0], x / 4)
+    np.testing.assert_array_equal(run.backward([dy])[0][0], dy / 4)
+    trained = run_layer(text, [x], TRAIN).tops[0]
+    np.testing.assert_array_equal(trained, np.where(trained == 0, 0, x))
+
+
 def test_dropout_of_nothing_changes_nothing() -> None:
     x, dy = random(1, 3, 50), random(2, 3, 50)
     run = run_layer('type: "Dropout" dropout_param { dropout_ratio: 0 }', [x], TRAIN)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from caffe_lite.data import optional
@@ -168,7 +169,7 @@ def parse(value: bytes) -> Any:
     """Return the ``Datum`` in a record's value.  Raises `DataError` if it is something else."""
     try:
         return caffe_pb2.Datum.FromString(value)
-    except Exception as error:  # protobuf's DecodeError has moved between versions
+    except DecodeError as error:
         raise DataError("the value is not a Datum. Is this a database that Caffe's tools made?") from error
 
 
@@ -208,7 +209,7 @@ def read_mean(path: str) -> NDArray[np.float32]:
         mean = blobproto.to_array(caffe_pb2.BlobProto.FromString(content))
     except CaffeError as error:
         raise DataError(f"mean file {path}: {error}") from error
-    except Exception as error:  # protobuf's DecodeError has moved between versions
+    except DecodeError as error:
         raise DataError(f"mean file {path} is not a binaryproto file. It begins with {content[:8]!r}.") from error
     if mean.ndim < 3 or not mean.size or mean.size != int(np.prod(mean.shape[-3:])):
         raise DataError(f"mean file {path}: expected one image, received a blob of shape {mean.shape}.")

@@ -106,9 +106,12 @@ def test_a_closed_pipe_ends_the_caller_and_other_failures_do_not(logger, monkeyp
 
 
 def test_without_standard_error_nothing_is_written(logger, monkeypatch):
+    failures = []
+    monkeypatch.setattr(GlogHandler, "handleError", lambda *record: failures.append(record))
     init_log()
     monkeypatch.setattr("sys.stderr", None)
     logger.info("text")
+    assert failures == []
 
 
 def test_the_handler_follows_a_replaced_standard_error(logger, capsys):

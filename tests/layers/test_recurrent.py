@@ -232,7 +232,11 @@ def test_no_gradient_is_computed_for_what_wants_none(kind: str) -> None:
 
 
 def test_debug_info_is_accepted() -> None:
-    run_layer(recurrent("RNN", 4, options="debug_info: true"), inputs("plain", "RNN", False))
+    plain, debugged = (
+        run_layer(recurrent("RNN", 4, options=options), inputs("plain", "RNN", False)).tops[0]
+        for options in ("", "debug_info: true")
+    )
+    np.testing.assert_array_equal(debugged, plain)
 
 
 @pytest.mark.parametrize("kind", ["RNN", "LSTM"])

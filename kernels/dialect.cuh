@@ -16,6 +16,7 @@
 
 #ifdef __CUDACC__
 
+#define TILE_KERNELS
 #define DEVICE static __device__ __forceinline__
 
 #define ELEMENT_LOOP(i, n)                                                                                     \
@@ -68,6 +69,76 @@ DEVICE float vlog(float x) { return logf(x); }
 DEVICE float vlog1p(float x) { return log1pf(x); }
 DEVICE float vtanh(float x) { return tanhf(x); }
 DEVICE float vpow(float x, float y) { return powf(x, y); }
+
+// -- tiles: words of the tile kernels, which are compiled for CUDA only
+
+// Where a block's tile lies, counted in tiles.
+struct TilePosition {
+  int row, column;
+};
+// The tile of block `index`: in bands of eight tile rows, each walked column by column, so that the blocks that run at
+// one time read few rows and columns, and find them in the L2 cache.
+DEVICE TilePosition tile_at(int index, int rows, int columns) {
+  const int band = index / (8 * columns), within = index - band * 8 * columns;
+  const int height = rows - band * 8 < 8 ? rows - band * 8 : 8;
+  return {band * 8 + within % height, within / height};
+}
+// Whether every row of a matrix begins at a multiple of 16 bytes.
+DEVICE bool is_aligned(const float* matrix, int row_length) {
+  return ((size_t)matrix % 16 == 0) & (row_length % 4 == 0);
+}
+
+// -- instructions of compute capability 8.0 and up, one wrapper each
+//
+// tests/emulation runs the kernels on the CPU with a twin of each under the same name.  For older architectures they
+// compile to a trap: kernels that call them are not launched there.
+#ifndef EMULATION
+#if __CUDA_ARCH__ >= 800
+#define SINCE_AMPERE(instruction) instruction
+#else
+#define SINCE_AMPERE(instruction) __trap()
+#endif
+
+// Begins to copy `bytes` bytes (at most 16) from global to shared memory, and zeros up to 16; both addresses are
+// multiples of 16.  Where `bytes` is 0 nothing is read.  The present thread's data is there after cp_async_wait, that
+// of the others after a barrier behind it.
+DEVICE void cp_async_16(void* to, const void* from, int bytes = 16) {
+  SINCE_AMPERE(asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(
+                                (unsigned)__cvta_generic_to_shared(to)),
+                            "l"(from), "r"(bytes)
+                            : "memory"));
+}
+// The same for 4 bytes.
+DEVICE void cp_async_4(void* to, const void* from, int bytes = 4) {
+  SINCE_AMPERE(asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(
+                                (unsigned)__cvta_generic_to_shared(to)),
+                            "l"(from), "r"(bytes)
+                            : "memory"));
+}
+// Makes a group of the copies that this thread has begun since the last group.
+DEVICE void cp_async_commit() { SINCE_AMPERE(asm volatile("cp.async.commit_group;" ::: "memory")); }
+// Waits until at most `pending` of this thread's groups, the last ones, are still under way.
+template <int pending>
+DEVICE void cp_async_wait() {
+  SINCE_AMPERE(asm volatile("cp.async.wait_group %0;" ::"n"(pending) : "memory"));
+}
+// The nearest TF32 (a float with ten bits of mantissa) as the bits of a float; ties away from zero.
+DEVICE unsigned to_tf32(float x) {
+  unsigned bits = 0;
+  SINCE_AMPERE(asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(x)));
+  return bits;
+}
+// D += A B for one warp, A 16 x 8, B 8 x 8, D 16 x 8; A and B are TF32.  With g = lane / 4 and t = lane % 4 a lane holds
+//   a: (g, t) (g + 8, t) (g, t + 4) (g + 8, t + 4)   b: (t, g) (t + 4, g)
+//   d: (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1)
+// Its sums are cut off, not rounded, so a long one drifts toward zero: add up short ones outside.
+DEVICE void mma_tf32(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  SINCE_AMPERE(asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+                            "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+                            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])));
+}
+#endif
 
 #else  // the host compiler
 

@@ -27,7 +27,7 @@ TYPES = {
     "double": ("d", "float64"),
 }
 
-KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(\w+)\s*\(')
+KERNEL = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(')
 STRUCT = re.compile(r"struct\s+(\w+)\s*\{([^}]*)\}\s*;")
 PARAMETER = re.compile(r"^(const\s+)?([\w ]+?)(?:\s*(\*)\s*|\s+)(?:__restrict__\s+)?(\w+)$")
 

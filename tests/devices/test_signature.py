@@ -20,7 +20,8 @@ extern "C" __global__ void scale(int n, float factor, const float* __restrict__ 
 extern "C" __global__ void rows(Shape shape, const unsigned char* bytes SIZE(shape.rows * (shape.columns + 1) / 2)) {
   ROW_LOOP(r, shape.rows) {}
 }
-extern "C" __global__ void tile(long long n, double* out SIZE(4)) {}
+extern "C" __global__ void __launch_bounds__(64, 2)
+tile(long long n, double* out SIZE(4)) {}
 """
 
 

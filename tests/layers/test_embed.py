@@ -26,7 +26,7 @@ def define(bottoms: list[Array], params: list[Array]) -> list[Array]:
 
 @pytest.mark.parametrize("name", reference_names("Embed"))
 def test_agrees_with_the_original(name):
-    check_reference(name, backward=False)
+    check_reference(name)
 
 
 @pytest.mark.parametrize("options", ["", "bias_term: false"])

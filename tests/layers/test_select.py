@@ -20,7 +20,7 @@ def filters(tops: int = 1) -> str:
 
 @pytest.mark.parametrize("name", ["batch_reindex", "filter"])
 def test_agrees_with_the_original(name: str) -> None:
-    check_reference(name, backward=False)
+    check_reference(name)
 
 
 # -- BatchReindex

@@ -175,7 +175,7 @@ PARAMETER = 'type: "Parameter" parameter_param { shape { dim: 3 dim: 5 } }'
 
 
 def test_parameter_agrees_with_the_original() -> None:
-    check_reference("parameter", backward=False)
+    check_reference("parameter")
 
 
 @pytest.mark.parametrize("size", [(3, 5), (1, 13), (1,), ()])

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.metadata
 import os
 import pathlib
 
@@ -40,7 +39,9 @@ def _file(name: str) -> str | None:
     file = f"libhost_{name}.so"
     chosen = os.environ.get("CAFFE_LITE_HOST_LIBRARY")
     folders = [pathlib.Path(chosen) if chosen else pathlib.Path(__file__).parent]
-    if not chosen:
+    if not chosen and not (folders[0] / file).exists():
+        import importlib.metadata  # slow to import, and seldom needed
+
         installed = importlib.metadata.distributions(name="caffe-lite")
         folders += [pathlib.Path(str(package.locate_file("caffe_lite/devices"))) for package in installed]
     return next((str(folder / file) for folder in folders if (folder / file).exists()), None)

@@ -33,7 +33,7 @@ def run(flags: Flags) -> int:
     print(f"Threads:   {device.threads}")
     print(f"Memory:    {device.memory_info().total / 2**30:.1f} GiB")
     print(f"OpenBLAS:  {openblas_version()}")
-    print("GPUs:      none (this version has no CUDA device yet)")
+    print("GPUs:      none (this version does not run nets on a GPU yet)")
     return 0
 
 

@@ -113,4 +113,4 @@ def require(value: object, what: str) -> None:
 def refuse_gpu(gpu: str | None) -> None:
     """Raise `DeviceError` if GPUs were asked for."""
     if gpu:
-        raise DeviceError(f"-gpu {gpu}: this version has no CUDA device yet; leave -gpu out to run on the CPU.")
+        raise DeviceError(f"-gpu {gpu}: this version does not run nets on a GPU yet; leave -gpu out to run on the CPU.")

@@ -102,5 +102,7 @@ def _apply(flags: Flags, param: Any) -> None:
     if flags.weights:
         param.weights.append(",".join(flags.weights))
     if param.HasField("solver_mode") and param.solver_mode == param.GPU:
-        logger.warning("%s asks for solver_mode GPU; this version has no CUDA device yet, so: CPU.", flags.solver)
+        logger.warning(
+            "%s asks for solver_mode GPU; this version does not run nets on a GPU yet, so: CPU.", flags.solver
+        )
         param.solver_mode = param.CPU

@@ -34,5 +34,5 @@ def set_mode_cpu() -> None:
 
 
 def set_mode_gpu() -> None:
-    """Raise `DeviceError`: this version has no CUDA device."""
+    """Raise `DeviceError`: this version does not run nets on a GPU."""
     raise DeviceError("this version of caffe_lite computes on the CPU only. Call set_mode_cpu() instead.")

@@ -19,7 +19,7 @@ def test_the_cpu_its_kernels_threads_and_openblas_are_shown(caffe_lite):
 def test_a_gpu_is_refused(caffe_lite):
     result = caffe_lite("device_query", "-gpu=0")
     assert result.status == 1
-    assert result.err.startswith("caffe-lite device_query: -gpu 0: this version has no CUDA device yet")
+    assert result.err.startswith("caffe-lite device_query: -gpu 0: this version does not run nets on a GPU yet")
 
 
 def test_without_a_name_from_the_system_the_architecture_stands_for_the_cpu(monkeypatch):

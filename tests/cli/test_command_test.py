@@ -44,7 +44,7 @@ def test_fifty_batches_are_the_default(folder, caffe_lite, weights):
     [
         (["-weights=none.caffemodel"], "none.caffemodel"),
         (["-weights=net.prototxt"], "net.prototxt"),
-        (["-weights=x", "-gpu=all"], "-gpu all: this version has no CUDA device yet"),
+        (["-weights=x", "-gpu=all"], "-gpu all: this version does not run nets on a GPU yet"),
     ],
 )
 def test_what_cannot_be_is_one_line_and_status_1(folder, caffe_lite, arguments, error):

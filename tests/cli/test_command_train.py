@@ -79,7 +79,9 @@ def test_only_an_explicit_solver_mode_gpu_is_warned_of_and_trains_on_the_cpu(fol
     assert "] Use CPU." in result.err
     warnings = [line for line in result.err.splitlines() if re.match(r"W\d{4} ", line)]
     assert len(warnings) == warned
-    assert all("solver.prototxt asks for solver_mode GPU; this version has no CUDA device yet" in w for w in warnings)
+    assert all(
+        "solver.prototxt asks for solver_mode GPU; this version does not run nets on a GPU yet" in w for w in warnings
+    )
 
 
 def test_phase_test_is_warned_of_as_train_has_its_own_phase(folder, caffe_lite):
@@ -93,7 +95,7 @@ def test_phase_test_is_warned_of_as_train_has_its_own_phase(folder, caffe_lite):
     [
         (["-snapshot=a.solverstate", "-weights=a.caffemodel"], 2, "Give a snapshot to resume training, or weights"),
         (["-snapshot=a.caffemodel"], 2, "-snapshot a.caffemodel: that is a file of weights. Expected a .solverstate."),
-        (["-gpu=0"], 1, "-gpu 0: this version has no CUDA device yet"),
+        (["-gpu=0"], 1, "-gpu 0: this version does not run nets on a GPU yet"),
         (["-snapshot=none.solverstate"], 1, "none.solverstate"),
         (["-weights=none.caffemodel"], 1, "none.caffemodel"),
         (["-snapshot=net.prototxt"], 1, "net.prototxt"),

@@ -89,7 +89,7 @@ def test_require_says_what_is_missing():
 
 
 def test_a_gpu_is_refused_as_this_version_has_none():
-    with pytest.raises(DeviceError, match="-gpu 0: this version has no CUDA device yet"):
+    with pytest.raises(DeviceError, match="-gpu 0: this version does not run nets on a GPU yet"):
         refuse_gpu("0")
     refuse_gpu(None)
     refuse_gpu("")

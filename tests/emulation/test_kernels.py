@@ -132,6 +132,7 @@ def test_launches_on_float_images_agree_with_the_host(replay, mean):
     for buffer, array in zip(buffers, arrays, strict=True):
         device.upload(buffer, array)
     device.launch("transform_floats", 30, 30, shape, 0.5, *buffers)
+    assert "transform_floats" in replay.kernels
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
